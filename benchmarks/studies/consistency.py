@@ -8,10 +8,10 @@ and consistency_cost (.html, .png), one point a row.
 
 Three pre-rankers learn from the log's labels, from the ranker, or from both: `weight` is the
 ranker's part, `cut` the part of that which is about what the ranker would pass on of all
-candidates (`Teacher`). The ranker is the same settings in every row, fitted on what its pre-ranker
-passes on; as a teacher it is fitted on recall. So `overlap` and `RBO` compare a pre-ranker with
-the ranker behind it, which is a little different in each row. The first row of each model has no
-teacher.
+candidates (`Teacher`). The first row of each model has no teacher. The ranker has the same
+settings in every row and is fitted on what its pre-ranker passes on; as a teacher it is fitted on
+recall. It does not read the pre-ranker: one that does agrees with any pre-ranker, because it
+repeats it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from karmafunnel.simulator.ablation.lines import Line
 from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import Point, pareto_figure
-from karmafunnel.stages.features import RequestContext
+from karmafunnel.stages.features import RequestContext, Upstream
 from karmafunnel.stages.learn import Boosted, Neural, Sample, Teacher
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -52,7 +52,8 @@ DIAL = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.5, 1.0), (1.0, 0.0), (1.0, 0.5), 
 def with_dial(log: Log, model: str, weight: float, cut: float) -> Funnel:
     """The funnel with a pre-ranker of some model that learns so much, and so, from the ranker."""
     recall, features = parts(log)
-    ranker = LightGBMRank(k=50, features=[*features, RequestContext()], sample=SAMPLE)
+    own = [feature for feature in features if not isinstance(feature, Upstream)]
+    ranker = LightGBMRank(k=50, features=[*own, RequestContext()], sample=SAMPLE)
     taught: dict[str, Any] = {}
     if weight:
         taught["teacher"] = Teacher(ranker, weight=weight, cut=cut)
