@@ -1,7 +1,7 @@
 """How far should a pre-ranker agree with the ranker, and where: at the top or at the cut?
 
-    karmafunnel table consistency LOG --window W2b --out out/consistency
-    python -m karmafunnel.benchmarks.studies.consistency LOG --window W2b --out out/consistency
+    karmafunnel table prerank_consistency LOG --window W2b --out out/prerank_consistency
+    python -m karmafunnel.benchmarks.studies.prerank_consistency LOG --window W2b --out out/prerank_consistency
 
 The first makes the table, the second draws it as well: consistency_quality, consistency_survival
 and consistency_cost (.html, .png), one point a row.
@@ -88,7 +88,7 @@ def point_of(line: Line) -> Point:
 
 
 @click.command()
-@table_options(Path("out/consistency"))
+@table_options(Path("out/prerank_consistency"))
 def main(log: Path, out: Path, **table: Any) -> None:
     """Make the table, then draw its figures."""
     given = Log.open(log)
