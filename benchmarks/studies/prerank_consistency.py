@@ -1,7 +1,7 @@
 """How far should a pre-ranker agree with the ranker, and where: at the top or at the cut?
 
-    karmafunnel table prerank_consistency LOG --window W2b --out out/prerank_consistency
-    python -m karmafunnel.benchmarks.studies.prerank_consistency LOG --window W2b --out out/prerank_consistency
+    karmafunnel table prerank_consistency LOG --window W2b --out OUT
+    python -m karmafunnel.benchmarks.studies.prerank_consistency LOG --window W2b --out OUT
 
 The first makes the table, the second draws it as well: consistency_quality, consistency_survival
 and consistency_cost (.html, .png), one point a row.
