@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from .bounds import Bound, check_bound
-from .mapped import LONG, pieces
+from .mapped import LONG, mapped_array, pieces
 
 CLICK, PURCHASE = 1, 2
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
@@ -82,12 +82,14 @@ class Timeline:
             of, rank = of[by_time], rank[by_time]
             values = None if values is None else values[by_time]
         # a long log has many rows and few keys and times
-        self.of, self.rank = of.astype(small(of)), rank.astype(small(rank))
+        self.of = mapped_array(of.astype(small(of)))
+        self.rank = mapped_array(rank.astype(small(rank)))
         self.n_keys = len(self.keys) if self.keys is not None else int(n_keys or 0)
-        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.of, minlength=self.n_keys))])
+        ends = np.cumsum(np.bincount(self.of, minlength=self.n_keys))
+        self.starts = mapped_array(np.concatenate([[0], ends]))
         if values is not None:
             # of a key together, in order of time
-            self.values = values[np.argsort(self.of, kind="stable")]
+            self.values = mapped_array(values[np.argsort(self.of, kind="stable")])
         self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
         # a sieve: most keys that are asked for are none, and need no search
         if self.keys is not None:
@@ -95,11 +97,12 @@ class Timeline:
             self._shift = np.uint64(64 - max(wide * self.n_keys, 2).bit_length())
             self._sieve = np.zeros(1 << int(64 - self._shift), dtype=bool)
             self._sieve[self._slot(self.keys)] = True
+            self.keys = mapped_array(self.keys)
 
     @cached_property
     def totals(self) -> np.ndarray:
         """Running sum of the values, from 0: float64 (n + 1,)."""
-        return np.concatenate([[0.0], np.cumsum(self.values)])
+        return mapped_array(np.concatenate([[0.0], np.cumsum(self.values)]))
 
     def _slot(self, key: np.ndarray) -> np.ndarray:
         """Where the sieve keeps a key (Fibonacci hashing)."""

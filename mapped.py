@@ -90,6 +90,18 @@ class Column:
         return found
 
 
+def mapped_array(values: np.ndarray) -> np.ndarray:
+    """The same array; where it is long, mapped into memory and not to be written to."""
+    if len(values) <= LONG:
+        return values
+    with tempfile.TemporaryFile() as file:
+        for start in range(0, len(values), LONG):
+            file.write(values[start : start + LONG].tobytes())
+        file.flush()
+        # the map stays
+        return np.asarray(np.memmap(file, values.dtype, "r", shape=values.shape))
+
+
 def kept(frame: pl.DataFrame, condition: pl.Expr) -> pl.DataFrame:
     """The rows that meet a condition, mapped into memory where the frame is long."""
     if frame.height <= LONG:

@@ -48,6 +48,26 @@ def test_rows_are_the_same_in_a_file_and_in_memory(folder, short, rows):
     assert opened.events.equals(Log.open(folder).events)
 
 
+@pytest.mark.parametrize("kind", ["price", "shown", "looked at", "own shown", "query click"])
+def test_timelines_lie_in_files_and_answer_the_same(folder, short, kind):
+    held = Log.open(folder).asof.past.timeline(kind)
+    short(16)
+    long = Log.open(folder).asof.past.timeline(kind)
+    for name in ("of", "rank", "starts", "values", "totals", "keys"):
+        array = getattr(held, name, None)
+        if array is None or len(array) <= 16:
+            continue
+        other = getattr(long, name)
+        assert isinstance(other.base, np.memmap) and other.dtype == array.dtype
+        assert np.array_equal(other, array, equal_nan=array.dtype.kind == "f")
+    times = np.arange(0, held.rank.max() + 2, 7)
+    of = held.of if held.keys is None else held.keys[held.of]
+    of, rank = np.repeat(of[:50], len(times)), np.tile(times, len(of[:50]))
+    for question in ("before", "last", "mean") if hasattr(held, "values") else ("before",):
+        here, there = (getattr(one, question)(of, rank) for one in (held, long))
+        assert here.tobytes() == there.tobytes() and here.dtype == there.dtype
+
+
 def test_an_unknown_id_is_named_whatever_the_piece_it_is_in(tmp_path, short):
     made = make_shop()
     bad = made.exposures.with_columns(

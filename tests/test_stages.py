@@ -55,6 +55,7 @@ from karmafunnel.stages.recall import (
     Uniform,
     VectorRecall,
 )
+from karmafunnel.stages.recall.vector import refined
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
 from karmafunnel.stages.stage import (
     FittedFunnel,
@@ -382,6 +383,38 @@ def test_approximate_search_says_what_exact_search_finds():
     assert step.exact.sort(REQUEST, ITEM).equals(exact.select(REQUEST, ITEM).sort(REQUEST, ITEM))
     with pytest.raises(KarmafunnelError, match="at least 256 items"):
         fitted(INDICES[0])
+
+
+def test_candidates_by_codes_are_ordered_by_their_vectors():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    interests = rng.normal(size=(3, 8)).astype(np.float32)
+    exact = np.argsort(-(interests @ vectors.T), axis=1)
+    # found by their codes: the best ten and ten others, in no order, and a place with none
+    at = np.array([[*rng.permutation([*row[:10], *row[30:40]]), -1] for row in exact])
+    score, best = refined(interests, vectors, at, 5)
+    assert best.tolist() == exact[:, :5].tolist()
+    assert np.allclose(score, np.take_along_axis(interests @ vectors.T, exact[:, :5], axis=1))
+    score, best = refined(interests, vectors, at, 30)
+    assert (best[:, 20:] == -1).all() and np.isneginf(score[:, 20:]).all()
+
+
+def test_an_index_by_codes_that_refines_enough_finds_what_exact_search_finds():
+    log = make_shop(n_items=600)
+    within = Context(log, {}, "click")
+    within.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16)}, within, None)
+    requests = log.requests_in("W3")[:40]
+    pairs = {}
+    for name, index in {
+        "exact": Flat(),
+        "codes": IVFPQ(nlist=1, m=2),
+        "refined": IVFPQ(nlist=1, m=2, refine=50),
+    }.items():
+        funnel = Funnel((VectorRecall("tfidf", k=100, index=index),)).fit(within)
+        pairs[name] = slate(funnel, requests).sort(REQUEST, RANK)
+    scores = {name: frame[SCORE].to_numpy() for name, frame in pairs.items()}
+    assert not np.allclose(scores["codes"], scores["exact"], atol=1e-3)
+    assert np.allclose(scores["refined"], scores["exact"], atol=1e-5)
 
 
 def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():

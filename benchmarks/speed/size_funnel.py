@@ -24,8 +24,8 @@ features = [
     Similarity("cooccurrence"),
 ]
 channels = [
-    VectorRecall("tfidf", k=300, index=IVFPQ(nlist=1024, nprobe=32, m=32)),
-    VectorRecall("cooccurrence", k=300, index=HNSW(m=16, ef=400)),
+    VectorRecall("tfidf", k=300, index=IVFPQ(nlist=1024, nprobe=64, m=16, refine=4)),
+    VectorRecall("cooccurrence", k=300, index=HNSW(m=32, ef=600)),
     ItemKNN(k=200),
     Popular(k=100),
 ]

@@ -50,20 +50,27 @@ class IVF(Typed):
 
 @dataclass(frozen=True, repr=False)
 class IVFPQ(Typed):
-    """Inverted lists over product-quantised vectors of `m` bytes."""
+    """Inverted lists over product-quantised vectors of `m` bytes (Jegou et al. 2011).
+
+    `refine` times as many items as are wanted are found by their codes and ordered by their
+    vectors; 1 goes by the codes alone.
+    """
 
     nlist: int = 256
     nprobe: int = 16
     m: int = 16
+    refine: int = 1
 
     def __post_init__(self) -> None:
-        needs(self, "nlist", "nprobe", m=(1, 8192))
+        needs(self, "nlist", "nprobe", m=(1, 8192), refine=(1, 1000))
 
     def description(self, d: int, n: int) -> str:
         if n < 256:
             raise KarmafunnelError("IVFPQ", needs="at least 256 items to train its codes", found=n)
         m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
-        return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
+        # "np": codes are not put into the order that a search by Hamming distance needs, which is
+        # most of the training and changes no result here
+        return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8np"
 
     def size(self, d: int, n: int) -> float:
         """Bytes of the index of n vectors."""
@@ -240,7 +247,32 @@ class FittedVectorRecall(Retriever):
             parameters = library.SearchParametersIVF(sel=selector, nprobe=kind.nprobe)
         else:
             raise KarmafunnelError(self.stage, what="Flat", needs="no index", found="one")
-        return index.search(interests, max(fetch, 1), params=parameters)
+        fetch, refine = max(fetch, 1), getattr(kind, "refine", 1)
+        if refine == 1:
+            return index.search(interests, fetch, params=parameters)
+        _, at = index.search(interests, max(min(fetch * refine, last), 1), params=parameters)
+        return refined(interests, self._ordered, at, fetch)
+
+
+def refined(
+    interests: np.ndarray, vectors: np.ndarray, at: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of some items of each request by exact inner products.
+
+    Args:
+        interests: user embeddings, (n_requests, d).
+        vectors: of items, (n, d).
+        at: items of each request, -1 for none, (n_requests, fetched).
+
+    Returns:
+        Scores, descending, and items, (n_requests, at most k) each; -1 for none.
+    """
+    score = np.full(at.shape, -np.inf, dtype=np.float32)
+    for row, items in enumerate(at):
+        found = items >= 0
+        score[row, found] = vectors[items[found]] @ interests[row]
+    best = np.argsort(-score, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(score, best, axis=1), np.take_along_axis(at, best, axis=1)
 
 
 def exact_search(
