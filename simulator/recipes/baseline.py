@@ -53,7 +53,9 @@ def funnel(log: Log) -> Funnel:
         features.append(Price())
     if log.has("exposures"):
         further += [Clicks(), Placement()]
-    blocks = 3 if log.meta["time"] == "clock" else 1
+    before, learnt_from = len(log.requests_in("W1")), len(log.requests_in("W2a"))
+    long = log.meta["time"] == "clock" and 100 <= learnt_from <= before / 3
+    blocks = 3 if long else 1  # a short log has none to learn from before W2a
     learnt = Sample(passed=100, requests=10_000, blocks=blocks)
     return (
         Join(channels, k=500)
