@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...bounds import needs
 from .batch import Batch
 from .losses import click_loss
 
@@ -115,6 +116,9 @@ class Lists:
     cut: Tensor
     grade: Tensor | None = None
     step: int = 0
+
+    def __post_init__(self) -> None:
+        needs(self, step=(0, None))
 
     def alone(self, i: int, among: Tensor | None = None) -> Tensor:
         """The loss of stage i by itself, of the rows `among`, (B, C) bool; by default all."""
