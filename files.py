@@ -794,6 +794,9 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     if there is None or (kind.shared and not ours):
         raise refusal(f"something else ({_first_names(names)})")
     if kind.shared:
+        _check_texts(
+            place, at, who, [] if force else [name for name in names if name in kind.parts]
+        )
         return
     more = _not_ours(at, names, there)
     if more:
@@ -807,8 +810,13 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     if "paths" in names and "paths" not in kind.parts:
         hint = "--force replaces all of it"
         raise refusal("paths in it as well", alone=" alone", hint=hint)
+    _check_texts(place, at, who, names)
+
+
+def _check_texts(place: Path, at: Path, who: str, names: Sequence[str]) -> None:
+    """Raises KarmafunnelError where a text that karmafunnel wrote for people was edited."""
     for name in names:
-        if name.endswith(".toml") and edited(at / name):
+        if name.endswith((".toml", ".py")) and edited(at / name):
             raise _edited(who, place / name)
 
 

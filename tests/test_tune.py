@@ -8,6 +8,7 @@ import ast
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from karmafunnel.simulator.tuning import search as searching
 from karmafunnel.simulator.tuning.found import (
     front_table,
     left_out,
+    milliseconds_table,
     next_millisecond,
     trials_csv,
     write_found,
@@ -70,7 +72,7 @@ def clock(run: Run) -> dict[str, float]:
 
 
 def searched(world: Log, recipe: Path, out: Path, budget: float = 4.0, **more) -> Search:
-    options = RunOptions(seed=more.pop("seed", 0), limit=more.pop("limit", None))
+    options = replace(more.pop("options", RunOptions()), seed=more.pop("seed", 0), limit=more.pop("limit", None))
     more = {"trials": 12, "cost": clock} | more
     return tune(load_recipe(str(recipe), world), world, out, budget, options, **more)
 
@@ -89,7 +91,7 @@ def test_a_search_begins_with_the_cheapest_and_the_defaults_and_finds_the_front(
     first, second = search.trials[:2]
     assert first.chosen == {"k": 10, "words": False, "repeat": False, "days": 7} and first.ms == 1.0
     assert second.chosen == {"k": 20, "words": False, "repeat": True, "days": 7}
-    assert len(search.trials) == 24 and search.left == ""  # all there are, each once
+    assert len(search.trials) == 24 and search.left == "No other funnel was found."  # each once
     assert len({trial.funnel for trial in search.trials}) == 24
     # by brute force: every funnel, replayed by itself, within the limit of 5 ms
     able = []
@@ -151,9 +153,51 @@ def test_another_seed_tries_other_funnels(world, recipe, tmp_path):
     assert tried(0) == tried(0) and tried(0)[:2] == tried(1)[:2] and tried(0) != tried(1)
 
 
-def test_no_time_leaves_the_rest(world, recipe, tmp_path):
+def test_no_time_leaves_all_but_the_first(world, recipe, tmp_path):
     search = searched(world, recipe, tmp_path / "out", minutes=0.0)
-    assert search.trials == [] and search.left == "12 of 12 trials are left"
+    assert len(search.trials) == 1 and search.left == "11 of 12 trials are left."
+    write_found(search)
+    assert search.left in (tmp_path / "out" / "tune.html").read_text()
+
+
+def changed(name: str):
+    """A change of one key of a trial that keeps the rest."""
+
+    def change(folder: Path) -> None:
+        path = folder / "trials" / "0002" / "trial.json"
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {name: "edited"}))
+
+    return change
+
+
+def flipped(folder: Path) -> None:
+    path = next(folder.glob("trials/*/run/slates.parquet"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+DAMAGE = {
+    "nothing": lambda folder: None,
+    "no Runs": lambda folder: [shutil.rmtree(path) for path in folder.glob("trials/*/run")],
+    "a damaged Run": flipped,
+    "a trial is gone": lambda folder: shutil.rmtree(folder / "trials" / "0001"),
+    "not JSON": lambda folder: (folder / "trials" / "0001" / "trial.json").write_text("{"),
+    "no tune.json": lambda folder: (folder / "tune.json").unlink(),
+    **{name: changed(name) for name in ("ms", "value", "state", "by_stage", "number", "note", "key")},
+}
+
+
+@pytest.mark.parametrize("trials", [3, 8])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_made_good_and_fewer_trials_are_those_of_a_search_of_fewer(damage, trials, world, recipe, tmp_path):
+    wanted = searched(world, recipe, tmp_path / "whole", trials=trials)
+    write_found(wanted, "it")
+    write_found(searched(world, recipe, tmp_path / "out", trials=8), "it")
+    damage(tmp_path / "out")
+    search = searched(world, recipe, tmp_path / "out", trials=trials)
+    assert search.trials == wanted.trials
+    for path in write_found(search, "it"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes(), path
 
 
 STAGES = """
@@ -196,8 +240,9 @@ def test_a_funnel_that_is_clearly_behind_is_replayed_on_a_sample_alone(world, re
     assert not set(map(id, behind)) & set(map(id, search.front))
 
 
-def test_a_funnel_that_fails_is_a_line_of_its_own(world, recipe, tmp_path):
-    text = RECIPE.replace("    channels = [", "    if k == 20:\n        raise ValueError('no 20 here')\n    channels = [").replace("k=20, words", "k=10, words")
+@pytest.mark.parametrize("fails", ["raise ValueError('no 20 here')", "exit('no 20 here')", "return 'no 20 here'"])
+def test_a_funnel_that_fails_is_a_line_of_its_own(fails, world, recipe, tmp_path):
+    text = RECIPE.replace("    channels = [", "    if k == 20:\n        " + fails + "\n    channels = [").replace("k=20, words", "k=10, words")
     recipe.write_text(text, encoding="utf-8")
     search = searched(world, recipe, tmp_path / "out", trials=100)
     failed = [t for t in search.trials if t.state == "failed"]
@@ -265,7 +310,8 @@ def test_the_next_millisecond_is_the_paired_difference_of_the_best_on_both_sides
 def test_bad_input_is_refused_by_name(more, complaint, world, recipe, tmp_path):
     with pytest.raises(KarmafunnelError, match=complaint):
         searched(world, recipe, tmp_path / "out", **more)
-    assert not list(tmp_path.rglob("trial.json"))  # nothing is believed the next time
+    assert not (tmp_path / "out").exists()
+    searched(world, recipe, tmp_path / "out", trials=2)  # the next one finds a free place
 
 
 @pytest.mark.parametrize(
@@ -274,7 +320,13 @@ def test_bad_input_is_refused_by_name(more, complaint, world, recipe, tmp_path):
         (("def choices(log)", "def other(log)"), r"needs to export `choices` .* tunable"),
         (('"k": (10, 20, 40)', '"k": 10'), "choices of k needs a tuple"),
         (('"k": (10, 20, 40)', '"k": (10, None)'), "choices of k needs a tuple of texts and numbers"),
+        (('"k": (10, 20, 40)', '"k": (10, float("nan"))'), "choices of k needs a tuple of texts and numbers"),
+        (('"k": (10, 20, 40)', '"k": (10, float("inf"))'), "choices of k needs a tuple of texts and numbers"),
+        (('"k": (10, 20, 40)', '"k": (10, 10**5000)'), "choices of k needs a tuple of texts and numbers.* too large to be shown"),
+        (('"k": (10, 20, 40)', '"k": (10, "\\x1b[31m")'), "choices of k needs a tuple of texts and numbers, printable"),
         (('"k": (10, 20, 40)', '"k": (10, 10, 20)'), "two or more different values"),
+        (('"k": (10, 20, 40)', '"k": (10, 20, 20.0)'), "two or more different values"),
+        (('"k": (10, 20, 40)', '"k": (10,)'), "two or more different values"),
         (('"k": (10, 20, 40)', '"k": (10, 40)'), r"choices of k needs a parameter of funnel with a default among \[10, 40\]"),
         (('"k": (10, 20, 40)', '"z": (10, 40)'), "choices of z needs a parameter of funnel"),
         (("def funnel(log, ", "funnel = Popular(k=5)\ndef other(log, "), "needs funnel to be a function of the log"),
@@ -293,8 +345,43 @@ def test_another_search_is_not_mixed_in(world, recipe, tmp_path):
     for more in ({"budget": 5.0}, {"seed": 1}, {"measure": "nDCG@10"}, {"limit": 30}):
         with pytest.raises(KarmafunnelError, match="out"):
             searched(world, recipe, tmp_path / "out", trials=2, **more)
-    (tmp_path / "out" / "trials" / "0001" / "trial.json").write_text("{}")  # damaged: made again
-    assert [t.number for t in searched(world, recipe, tmp_path / "out", trials=2).trials] == [0, 1]
+
+
+@pytest.mark.parametrize("more", [{"measure": "nDCG@10"}, {"budget": 5.0}, {"seed": 1}], ids=str)
+def test_force_begins_another_search_anew(more, world, recipe, tmp_path):
+    write_found(searched(world, recipe, tmp_path / "out", trials=6), "it")
+    wanted = searched(world, recipe, tmp_path / "alone", trials=2, **more)
+    search = searched(world, recipe, tmp_path / "out", trials=2, options=RunOptions(force=True), **more)
+    assert search.trials == wanted.trials
+    a, b = files(tmp_path / "alone"), files(tmp_path / "out")
+    assert list(a) == list(b) and {name for name in a if a[name] != b[name]} == set()
+
+
+def test_values_of_another_measure_are_not_taken_for_this_one(world, recipe, tmp_path):
+    searched(world, recipe, tmp_path / "out", trials=2)
+    (tmp_path / "out" / "tune.json").unlink()
+    search = searched(world, recipe, tmp_path / "out", trials=2, measure="nDCG@10")
+    assert search.trials == searched(world, recipe, tmp_path / "alone", trials=2, measure="nDCG@10").trials
+
+
+def test_an_edited_best_py_is_not_replaced(world, recipe, tmp_path):
+    write_found(searched(world, recipe, tmp_path / "out", trials=2))
+    best = tmp_path / "out" / "best.py"
+    best.write_text(best.read_text() + "label = 'purchase'\n")
+    with pytest.raises(KarmafunnelError, match=r"best\.py was edited by hand .* --force replaces it"):
+        searched(world, recipe, tmp_path / "out", trials=3)
+    searched(world, recipe, tmp_path / "out", trials=3, options=RunOptions(force=True))
+
+
+@pytest.mark.parametrize(("budget", "first"), [(4.0, "0 to 1 ms"), (2.5, "0 to 0.5 ms"), (1.2, "0 to 0.2 ms"), (30.0, "10 to 11 ms")])
+def test_steps_of_a_millisecond_end_with_the_one_beyond_the_budget_and_do_not_overlap(budget, first, world, recipe, tmp_path, monkeypatch):
+    search = searched(world, recipe, tmp_path / "out", trials=2, budget=budget)
+    monkeypatch.setattr(Search, "best", lambda self, ms: replace(self.trials[0], number=int(ms * 1000)))
+    monkeypatch.setattr(Search, "difference", lambda self, a, b: {"difference": 0.1, "low": 0.0, "high": 0.2, "better": ""})
+    steps = [row[0] for row in milliseconds_table(search).rows]
+    assert steps[0] == first and steps[-1] == f"{budget:g} to {budget + 1:g} ms"
+    ends = [step.removesuffix(" ms").split(" to ") for step in steps]
+    assert [end for _, end in ends[:-1]] == [start for start, _ in ends[1:]]
 
 
 def test_without_optuna_it_says_what_to_install(world, recipe, tmp_path, monkeypatch):

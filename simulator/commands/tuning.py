@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes",
     type=Number("minutes"),
-    help="Begin no new funnel after so long; the same command goes on.",
+    help="Begin no new funnel after so long, but the first; the same command goes on.",
 )
 @seed_option
 @limit_option
@@ -109,7 +109,7 @@ def tune(
     if (table := milliseconds_table(search)).rows:
         out.print()
         print_table(table, out)
-    for line in filter(None, (summary(search), next_millisecond(search), search.left)):
+    for line in (summary(search), next_millisecond(search)):
         out.print(f"\n{line}")
     out.print(WARNING, style="bold yellow")
     out.print("; ".join(map(str, files)), soft_wrap=True)

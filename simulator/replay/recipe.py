@@ -39,6 +39,7 @@ EXPORTS = (
 )
 SEEDS = (0, 1, 2)
 LABELS = ("click", "purchase")
+MOST_CHOSEN = 10**15  # of a number that a search may choose
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Recipe:
         who = f"recipe {self.path}: {', '.join(f'{k}={v!r}' for k, v in values.items())}"
         try:
             funnel = as_funnel(self.build(**values))
-        except Exception as error:  # whatever the recipe's code raises
+        except (Exception, SystemExit) as error:  # whatever the recipe's code raises
             raise KarmafunnelError(f"{who}: {line_of(error)}") from error
         if not isinstance(funnel, Funnel):
             raise _wrong(who, "funnel", "stages chained with >>", funnel)
@@ -277,11 +278,11 @@ def _with_choices(who: str, recipe: Recipe, values: Mapping[str, Any], log: Log)
         raise _wrong(who, "choices", needs, function)
     parameters = list(inspect.signature(function).parameters.values())[1:]
     defaults = {one.name: one.default for one in parameters}
-    plain = str | int | float | bool
     for name, those in given.items():
-        if not isinstance(those, (tuple, list)) or not all(isinstance(v, plain) for v in those):
-            raise _wrong(who, f"choices of {name}", "a tuple of texts and numbers", those)
-        if len({*map(repr, those)}) < max(len(those), 2):
+        if not isinstance(those, (tuple, list)) or not all(map(_can_be_chosen, those)):
+            needs = f"a tuple of texts and numbers, printable and at most {MOST_CHOSEN:,}"
+            raise _wrong(who, f"choices of {name}", needs, those)
+        if len(set(those)) < max(len(those), 2):
             raise _wrong(who, f"choices of {name}", "two or more different values", those)
         if defaults.get(name, inspect.Parameter.empty) not in those:
             needs = f"a parameter of funnel with a default among {quoted(list(those))}"
@@ -294,6 +295,13 @@ def _with_choices(who: str, recipe: Recipe, values: Mapping[str, Any], log: Log)
         defaults=defaults,
         build=partial(function, log),
     )
+
+
+def _can_be_chosen(value: Any) -> bool:
+    """Whether a value can be told in a line of a table and written as JSON."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return isinstance(value, (int, float)) and abs(value) <= MOST_CHOSEN  # NaN is not
 
 
 def line_in(path: Path, error: BaseException) -> str:

@@ -9,10 +9,11 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ...files import write_text
+from ...files import marked, write_text
 from ..report.measure_table import between, significance
 from ..report.page import Block, Details, Figure, Page, Pre, Section, Text, Warned, write_page
 from ..report.pareto_plot import pareto_figure
@@ -33,15 +34,14 @@ def write_found(search: Search, command: str | None = None) -> list[Path]:
     out, best = search.out, search.best(search.budget_ms)
     assert best is not None  # the cheapest funnel is within the budget
     front, buys = front_table(search), milliseconds_table(search)
-    sentence = next_millisecond(search)
-    words = [sentence, WARNING]
-    parts = [to_markdown(front), *([to_markdown(buys)] if buys.rows else []), *words]
+    sentence, recipe = next_millisecond(search), best_recipe(search, best, command)
+    parts = [*map(to_markdown, [front, *([buys] if buys.rows else [])]), sentence, WARNING]
     made = [
         write_text(out / "front.md", "\n\n".join(part.strip() for part in parts) + "\n"),
         write_text(out / "trials.csv", trials_csv(search)),
-        write_text(out / "best.py", best_recipe(search, best, command)),
+        write_text(out / "best.py", marked(recipe)),
     ]
-    points = [point(search, trial) for trial in search.trials if trial.state == "measured"]
+    points = [point(search, trial) for trial in search.able]
     figure = pareto_figure(
         points,
         "ms",
@@ -58,7 +58,7 @@ def write_found(search: Search, command: str | None = None) -> list[Path]:
         [
             Section("front", "Front", "Quality against cost", blocks),
             Section("best", "Best", f"The best within {search.budget_ms:g} ms", [
-                Pre(best_recipe(search, best, command), "best.py")
+                Pre(recipe, "best.py")
             ]),
             Section("trials", "Trials", "All funnels that were tried", [
                 Details("all trials", [trials_table(search)])
@@ -69,9 +69,10 @@ def write_found(search: Search, command: str | None = None) -> list[Path]:
 
 
 def summary(search: Search) -> str:
-    """How much was tried, in one sentence."""
+    """How much was tried, and why it was not more."""
     states = [trial.state for trial in search.trials]
-    told = [f"{states.count('measured')} measured on all requests of W2b"]
+    requests = next(trial.requests for trial in search.trials if trial.state == "measured")
+    told = [f"{states.count('measured')} measured on {requests:,} requests of W2b"]
     for state, words in (
         ("over", "over the limit"),
         ("behind", "behind a cheaper one on a sample"),
@@ -80,7 +81,8 @@ def summary(search: Search) -> str:
             told.append(f"{states.count(state)} {words}")
     if states.count("failed"):
         told.append(f"{states.count('failed')} failed")
-    return f"{len(states)} funnels tried: {', '.join(told)}."
+    funnels = "1 funnel" if len(states) == 1 else f"{len(states)} funnels"
+    return f"{funnels} tried: {', '.join(told)}. {search.left}".rstrip()
 
 
 def left_out(search: Search) -> list[str]:
@@ -132,20 +134,20 @@ def gain(row: dict[str, Any]) -> Cell:
 def milliseconds_table(search: Search) -> Table:
     """What each millisecond up to one beyond the budget buys, where it buys something."""
     rows: list[list[str | Cell]] = []
-    steps = range(min(STEPS, math.ceil(search.budget_ms)), -1, -1)
-    for low in dict.fromkeys(max(search.budget_ms - step, 0.0) for step in steps):
-        a, b = search.best(low), search.best(low + 1)
+    steps = range(min(STEPS, math.ceil(search.budget_ms)), -2, -1)
+    for low, high in pairwise(max(search.budget_ms - step, 0.0) for step in steps):
+        a, b = search.best(low), search.best(high)
         if b is None or (a is not None and a.number == b.number):
             continue
         got: str | Cell = "the first funnel" if a is None else gain(search.difference(a, b))
-        rows.append([f"{low:g} to {low + 1:g} ms", b.name, got])
-    heads = ["milliseconds", "to", f"buy {search.measure}"]
+        rows.append([f"{low:g} to {high:g} ms", b.name, got])
+    heads = ["milliseconds", "funnel", f"gain in {search.measure}"]
     return Table(heads, rows, text_columns=2, title="what each further millisecond buys")
 
 
 def next_millisecond(search: Search) -> str:
     """What the millisecond beyond the budget buys, in one sentence."""
-    low, high = search.budget_ms, search.budget_ms + 1
+    low, high = search.budget_ms, search.limit
     a, b = search.best(low), search.best(high)
     assert a is not None and b is not None
     which = f"The next millisecond, {low:g} to {high:g} ms,"

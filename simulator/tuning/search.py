@@ -11,8 +11,9 @@ walks through those that are on disk and goes on where it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from ...bounds import check_bound, check_seed
 from ...errors import KarmafunnelError, NotWrittenError, line_of, short_of_memory
-from ...files import SEARCH, claim, intact, not_written, read_json, remove, write_json
+from ...files import SEARCH, claim, intact, not_written, read_json, remove, seal, write_json
 from ...keys import code_of, content_key
 from ...log import Log
 from ...stages.context import Progress, silent
@@ -106,8 +107,20 @@ class Search:
     def sign(self) -> int:
         return -1 if self.measure.better == "lower" else 1
 
+    def folder_of(self, trial: Trial) -> Path:
+        return self.out / "trials" / f"{trial.number:04}"
+
     def run_of(self, trial: Trial) -> Run:
-        return Run.open(self.out / "trials" / f"{trial.number:04}" / "run")
+        """The Run of a measured trial, replayed again where it was removed or damaged."""
+        place = self.folder_of(trial) / "run"
+        if not intact(place):
+            replay_of(self, self.recipe.chosen(trial.chosen), place, self.options.limit)
+        return Run.open(place)
+
+    @property
+    def able(self) -> list[Trial]:
+        """The measured funnels within the limit."""
+        return [t for t in self.trials if t.state == "measured" and (t.ms or 0) <= self.limit]
 
     @property
     def front(self) -> list[Trial]:
@@ -115,8 +128,7 @@ class Search:
         first.
         """
         found: list[Trial] = []
-        able = [t for t in self.trials if t.state == "measured" and (t.ms or 0) <= self.limit]
-        for trial in sorted(able, key=lambda t: (t.ms, -self.sign * (t.value or 0), t.number)):
+        for trial in sorted(self.able, key=lambda t: (t.ms, -self.sign * (t.value or 0), t.number)):
             if not found or self.sign * (trial.value or 0) > self.sign * (found[-1].value or 0):
                 found.append(trial)
         return found
@@ -152,7 +164,7 @@ def tune(
         options: window is always W2b; with `limit`, at most so many of its requests.
         measure: what is earned, at the last stage.
         trials: funnels to try in all; funnels that were tried already do not count.
-        minutes: after this time no further funnel is begun.
+        minutes: after this time no further funnel is begun; the first always is.
         cost: milliseconds a request by stage, with their `total`.
 
     Raises:
@@ -160,7 +172,7 @@ def tune(
             value, a log without requests in W2b, an `out` that holds something else, and a budget
             below the cost of the cheapest funnel.
     """
-    options = replace(options, window=WINDOW, command=None, workers=None)
+    out, options = Path(out), replace(options, window=WINDOW, command=None, workers=None)
     wanted = check(recipe, log, budget_ms, options, measure, trials, minutes)
     wants = {
         "recipe": recipe.name,
@@ -175,32 +187,48 @@ def tune(
     inputs = [log.path, recipe.path]
     with claim(out, "tune", SEARCH, wants=wants, inputs=inputs, force=options.force):
         said = {name: value for name, value in wants.items() if not name.startswith("log.")}
-        write_json(
-            Path(out) / "tune.json", said | {"log": {"name": log.name, "checksum": log.checksum}}
-        )
+        said |= {"log": {"name": log.name, "checksum": log.checksum}}
+        remove_other(out, said)
         console, end = options.console, None if minutes is None else time.monotonic() + 60 * minutes
         sample = min(len(requests_of(log, WINDOW, options.limit)), SAMPLE)
         chunk = min(options.chunk, max(sample // CHUNKS, 1))
         options = replace(
             options, console=None, force=True, cache=Kept(options.folder), chunk=chunk
         )
-        search = Search(recipe, log, Path(out), budget_ms, wanted, options, cost)
+        search = Search(recipe, log, out, budget_ms, wanted, options, cost)
         say: Progress = partial(console.print, soft_wrap=True) if console else silent
         bar = progress_bar(console) if console else None
-        with bar or nullcontext():
-            task = bar.add_task("tune", total=trials) if bar else None
-            for number in range(trials):
-                chosen = following(search, number)
-                if chosen is None:
-                    search.left = ""
-                    break
-                if not attempt(search, number, chosen, end, say):
-                    search.left = f"{trials - number} of {trials} trials are left"
-                    break
-                if bar and task is not None:
-                    bar.update(task, completed=number + 1)
-        remove(search.out / "probes")
+        try:
+            with bar or nullcontext():
+                task = bar.add_task("tune", total=trials) if bar else None
+                for number in range(trials):
+                    chosen = following(search, number)
+                    if chosen is None:
+                        search.left = "No other funnel was found."
+                        break
+                    if not attempt(search, number, chosen, end, say):
+                        search.left = f"{trials - number} of {trials} trials are left."
+                        break
+                    if number == 0:  # it is within the budget
+                        write_json(out / SEARCH.marker, said)
+                    if bar and task is not None:
+                        bar.update(task, completed=number + 1)
+        finally:
+            remove(out / "probes")
+            with suppress(OSError):  # something is in them
+                (out / "trials").rmdir()
+                out.rmdir()
         return search
+
+
+def remove_other(out: Path, said: Mapping[str, Any]) -> None:
+    """Remove what another search left in a folder; only `--force` comes so far."""
+    try:
+        same = read_json(out / SEARCH.marker) == said
+    except KarmafunnelError:  # none: trials have keys
+        return
+    for name in () if same else (SEARCH.marker, *SEARCH.parts):
+        remove(out / name)
 
 
 def check(
@@ -233,14 +261,14 @@ def check(
     requests_of(log, WINDOW, options.limit)
     if options.device != "cpu":
         check_device(options.device)
-    sampler()
+    load_optuna()
     return wanted
 
 
 # -- what to try next ------------------------------------------------------------------------------
 
 
-def sampler() -> Any:
+def load_optuna() -> Any:
     """The module optuna; raises KarmafunnelError where it is not installed."""
     try:
         import optuna
@@ -264,7 +292,7 @@ def following(search: Search, number: int) -> Chosen | None:
         if number == 1 and again == 0:
             chosen = {name: recipe.defaults[name] for name in recipe.choices}
         else:
-            chosen = asked(recipe.choices, search, search.options.seed, number, again)
+            chosen = asked(search, number, again)
         known = seen.get(funnel_text(recipe, chosen))
         if known is None:
             return chosen
@@ -272,18 +300,16 @@ def following(search: Search, number: int) -> Chosen | None:
     return None
 
 
-def asked(
-    choices: Mapping[str, Sequence[Any]], search: Search, seed: int, number: int, again: int
-) -> Chosen:
-    """What a sampler that knows all that was told asks for: a function of its arguments."""
-    import warnings
-
-    optuna = sampler()
+def asked(search: Search, number: int, again: int) -> Chosen:
+    """What a sampler that knows all that was told asks for: a function of that, the search's seed
+    and the two numbers.
+    """
+    optuna = load_optuna()
     space = {
         name: optuna.distributions.CategoricalDistribution(list(values))
-        for name, values in choices.items()
+        for name, values in search.recipe.choices.items()
     }
-    sign = search.sign
+    sign, seed = search.sign, search.options.seed
     measured = [t.value * sign for _, t in search.told if t.value is not None]
     worst = min(measured, default=0.0)
     with warnings.catch_warnings():
@@ -319,10 +345,10 @@ def attempt(search: Search, number: int, chosen: Chosen, end: float | None, say:
     Raises:
         KarmafunnelError: for a budget below what the cheapest funnel costs, and where that fails.
     """
-    folder = search.out / "trials" / f"{number:04}"
     trial = Trial(number, key_of(search, chosen), chosen, funnel_text(search.recipe, chosen))
+    folder = search.folder_of(trial)
     kept = on_disk(folder, trial)
-    if kept is None and end is not None and time.monotonic() >= end:
+    if kept is None and number and end is not None and time.monotonic() >= end:
         return False
     if kept is None:
         try:
@@ -334,6 +360,7 @@ def attempt(search: Search, number: int, chosen: Chosen, end: float | None, say:
                 raise
             trial.state, trial.note = "failed", line_of(error)
         write_json(folder / "trial.json", asdict(trial))
+        seal(folder, "trial.json")
     trial = kept or trial
     search.trials.append(trial)
     search.told.append((chosen, trial))
@@ -343,7 +370,7 @@ def attempt(search: Search, number: int, chosen: Chosen, end: float | None, say:
         prefix = repr(Funnel(search.recipe.chosen(chosen).funnel.stages[:depth]))
         search.prefixes.setdefault(prefix, total)
     if kept is None:
-        say(told(search, trial))
+        say(line_for(search, trial))
     if number == 0:
         try:
             check_budget(search, trial)
@@ -366,12 +393,13 @@ def what(recipe: Recipe, trial: Trial) -> str:
     return ", ".join(told)
 
 
-def told(search: Search, trial: Trial) -> str:
+def line_for(search: Search, trial: Trial) -> str:
     """A finished trial in one line."""
-    value = "" if trial.value is None else f"{search.measure} {trial.value:.3f}, "
-    ms = "" if trial.ms is None else f"{trial.ms:.2f} ms, "
-    why = "" if trial.state == "measured" else f" ({trial.note})"
-    return f"{trial.name}: {value}{ms}{what(search.recipe, trial)}{why}"
+    value = "" if trial.value is None else f"{search.measure} {trial.value:.3f}"
+    ms = "" if trial.ms is None else f"{trial.ms:.2f} ms"
+    why = "" if trial.state == "measured" else f"({trial.note})"
+    said = ", ".join(filter(None, (value, ms, what(search.recipe, trial))))
+    return f"{trial.name}: {said} {why}".rstrip()
 
 
 def key_of(search: Search, chosen: Chosen) -> str:
@@ -387,20 +415,22 @@ def key_of(search: Search, chosen: Chosen) -> str:
     except KarmafunnelError:  # the trial will say so
         pass
     return content_key(
-        code, *content, log.checksum, options.seed, options.limit, options.device, search.limit
+        code,
+        *content,
+        *(log.checksum, options.seed, options.limit, options.device),
+        *(str(search.measure), search.limit),
     )
 
 
 def on_disk(folder: Path, trial: Trial) -> Trial | None:
     """The trial as it was finished before, by the same code; None where it was not."""
+    if not (folder / "trial.json").exists() or not intact(folder):
+        return None
     try:
         kept = Trial(**read_json(folder / "trial.json"))
-    except (KarmafunnelError, TypeError):
+    except TypeError:  # written by older code
         return None
-    # the Run of a funnel that left the front was removed
-    if kept.key != trial.key or ((folder / "run").exists() and not intact(folder / "run")):
-        return None
-    return replace(kept, chosen=trial.chosen)
+    return replace(kept, chosen=trial.chosen) if kept.key == trial.key else None
 
 
 def examine(search: Search, trial: Trial, folder: Path) -> None:
@@ -425,7 +455,7 @@ def examine(search: Search, trial: Trial, folder: Path) -> None:
             return
     if requests > 2 * SAMPLE:
         run = replay_of(search, recipe, "sample", SAMPLE)
-        ms = measured(search, trial, run, SAMPLE)
+        ms = take_figures(search, trial, run, SAMPLE)
         if ms > OVER * search.limit:
             trial.state, trial.note = "over", f"{ms:.2f} ms on {SAMPLE} requests"
             return
@@ -438,7 +468,8 @@ def examine(search: Search, trial: Trial, folder: Path) -> None:
                 trial.state, trial.note = "behind", f"behind {rival.name} on {SAMPLE} requests"
                 return
     remove(folder / "run")
-    measured(search, trial, replay_of(search, recipe, folder / "run", options.limit), requests)
+    run = replay_of(search, recipe, folder / "run", options.limit)
+    take_figures(search, trial, run, requests)
     trial.state = "measured"
 
 
@@ -450,7 +481,7 @@ def replay_of(search: Search, recipe: Recipe, out: str | Path, limit: int | None
     return Run.open(replay(recipe, search.log, place, replace(search.options, limit=limit)))
 
 
-def measured(search: Search, trial: Trial, run: Run, requests: int) -> float:
+def take_figures(search: Search, trial: Trial, run: Run, requests: int) -> float:
     """Write a Run's cost and value into its trial; returns the milliseconds a request."""
     by_stage = dict(search.cost(run))
     ms = by_stage.pop("total")
@@ -460,7 +491,7 @@ def measured(search: Search, trial: Trial, run: Run, requests: int) -> float:
     trial.value, trial.low, trial.high = row["value"], row["low"], row["high"]
     trial.requests = requests
     if trial.value is None:
-        raise KarmafunnelError("tune", needs=f"a value of {search.measure}", found=row["note"])
+        raise KarmafunnelError(search.measure, needs=f"a value on {WINDOW}", found=row["note"])
     return ms
 
 
@@ -483,4 +514,4 @@ def keep_front(search: Search) -> None:
     front = {trial.number for trial in search.front}
     for trial in search.trials:
         if trial.number not in front:
-            remove(search.out / "trials" / f"{trial.number:04}" / "run")
+            remove(search.folder_of(trial) / "run")
