@@ -712,6 +712,15 @@ class Log:
             hint = f'this log has label = "{others[0]}"' if others else ""
             raise KarmafunnelError(f"label {label!r}", needs=LABELS[label], found=found, hint=hint)
 
+    def one_at_a_time(self) -> bool:
+        """Whether every request has at most one relevant item and no list was shown, as in a log of
+        ratings or reviews, where each event is a request.
+        """
+        label = self.meta["label"]
+        if self.has("exposures") or label is None:
+            return False
+        return bool(self.truth(label)["request"].is_unique().all())
+
     def truth(self, label: str) -> pl.DataFrame:
         """Relevant items of every request, one row each: request, item, quantity, money (price x
         quantity; for a click the price shown).

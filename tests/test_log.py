@@ -162,6 +162,21 @@ def test_truth_is_quantity_and_money():
         shop().truth("like")
 
 
+def test_a_log_of_one_item_a_request_and_no_lists_is_one_at_a_time():
+    log = shop()
+    assert not log.one_at_a_time()  # lists were shown
+    has = META["has"] | {"exposures": False}
+
+    def without_lists(bought):
+        events = bought.drop("position", "price_shown")
+        return Log.make(log.items, log.requests, events, META | {"has": has})
+
+    bought = log.exposures.filter(pl.col("purchased"))
+    assert without_lists(bought).one_at_a_time()
+    another = bought.head(1).with_columns(item_id=pl.lit("apple"))
+    assert not without_lists(pl.concat([bought, another])).one_at_a_time()
+
+
 def test_windows_are_cut_at_whole_timestamps():
     ts = pl.Series([START + timedelta(minutes=m) for m in [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]])
     window = assign_windows(ts, pl.Series([True] * 10)).to_list()

@@ -32,6 +32,22 @@ def test_it_is_the_difference_of_the_two_last_stages(shop: Log, tmp_path: Path) 
     assert found["HR@10"].after > found["HR@10"].before
 
 
+def test_the_end_is_held_against_the_end_of_another_run(shop: Log, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE)
+    (tmp_path / "lesser.py").write_text(
+        "from karmafunnel.stages.recall import Popular\nfunnel = Popular(k=100)"
+    )
+    runs = []
+    for name in ("mine", "lesser"):
+        recipe = load_recipe(str(tmp_path / f"{name}.py"), shop)
+        runs.append(Run.open(replay(recipe, shop, tmp_path / f"run-{name}")))
+    adds, over = gains(runs[0], draws=200), gains(*runs, draws=200)
+    assert over["HR@10"].before == pytest.approx(adds["HR@10"].before)  # the same Popular
+    assert over["HR@10"].after == pytest.approx(adds["HR@10"].after)
+    turned = gains(runs[1], runs[0], draws=200)["HR@10"]
+    assert np.allclose(turned.samples, -over["HR@10"].samples)
+
+
 def test_runs_together_are_the_mean_and_vary_between_them() -> None:
     one, other = (Gain(0.5, 0.5 + gain, 10, np.full(1000, gain)) for gain in (0.1, 0.3))
     cell = together([{"HR@10": one}, {"HR@10": other}])["HR@10"]

@@ -7,8 +7,9 @@ not.
 
 The first is a table of one log. The others replay a funnel, this one or that of any recipe, on a
 fresh World for each seed of a World, or on logs, and put them together: what the last stage adds to
-the one before it, with intervals over Worlds (or logs and seeds) and users. The ranker of this
-recipe has the pre-ranker's features and the request's context.
+the one before it, with intervals over Worlds (or logs and seeds) and users, and with `--over` what
+the end of the funnel has over that of another recipe. The ranker of this recipe has the
+pre-ranker's features and the request's context.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def rows(log: Log) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Gain:
-    """A measure of the stage before the last and of the last one on the same requests, and the
-    resamples of the difference, (n_resamples,).
+    """A measure of two stages on the same requests, and the resamples of the difference,
+    (n_resamples,).
     """
 
     before: float
@@ -113,17 +114,24 @@ class Gain:
     samples: np.ndarray
 
 
-def gains(run: Run, draws: int = DRAWS, seed: int = 0) -> dict[str, Gain]:
-    """What the last stage of a Run adds, by measure; without those that the log has no value of."""
-    (reading,) = same_requests([run], [run.name])
+def gains(run: Run, over: Run | None = None, draws: int = DRAWS, seed: int = 0) -> dict[str, Gain]:
+    """What the last stage of a Run adds to the stage before it, or has over the last stage of
+    another Run, by measure; without those that the log has no value of.
+    """
+    runs = [over or run, run]
+    stages = [over.stages[-1] if over else run.stages[-2], run.stages[-1]]
+    readings = same_requests(runs, [r.name for r in runs])
     found = {}
     for m in parse_all(added):
-        of_stage = {f.stage: f.estimate for f in ask(reading, [m], run.stages[-2:], None)}
-        estimates = [of_stage.get(stage) for stage in run.stages[-2:]]
-        known = [e for e in estimates if e is not None and not np.isnan(e.value)]
+        known = []
+        for reading, stage in zip(readings, stages, strict=True):
+            of_stage = {f.stage: f.estimate for f in ask(reading, [m], [stage], None)}
+            estimate = of_stage.get(stage)
+            if estimate is not None and not np.isnan(estimate.value):
+                known.append(estimate)
         if len(known) == 2:
             before, after = paired(known)
-            drawn = sampled([before, after], len(reading.users), draws, seed)
+            drawn = sampled([before, after], len(readings[0].users), draws, seed)
             samples = drawn[after] - drawn[before]
             found[str(m)] = Gain(before.value, after.value, after.n, samples)
     return found
@@ -140,6 +148,16 @@ def together(runs: Sequence[Mapping[str, Gain]], seed: int = 0) -> dict[str, Cel
         value = float(np.mean([gain.after - gain.before for gain in of]))
         cells[name] = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
     return cells
+
+
+def values(gain: Gain) -> tuple[str, str, str]:
+    """The measure before, after, and their difference, as text."""
+    return f"{gain.before:.3f}", f"{gain.after:.3f}", f"{gain.after - gain.before:+.3f}"
+
+
+def named(recipe: str, row: str) -> list[str]:
+    """The parts of a Run's name that tell its recipe."""
+    return [Path(recipe).stem, *row.split()]
 
 
 def worlds_of(text: str, out: Path) -> list[Path]:
@@ -160,6 +178,16 @@ def worlds_of(text: str, out: Path) -> list[Path]:
     return places
 
 
+def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions) -> Run:
+    """The Run of a recipe, or of a row of it, on a log; replayed where it is not there."""
+    name = "-".join(["run", place.name, str(options.seed), *named(recipe, row), options.window])
+    if not (out / name / "run.json").exists():
+        log = Log.open(place)
+        loaded = load_recipe(recipe, log)
+        replay(loaded.row(row) if row else loaded, log, out / name, options)
+    return Run.open(out / name)
+
+
 @click.command()
 @click.option(
     "--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last."
@@ -175,6 +203,7 @@ def worlds_of(text: str, out: Path) -> list[Path]:
 @click.option(
     "--row", "row_name", default="", help=f"A row of the recipe; of this one {against!r}."
 )
+@click.option("--over", help="A recipe to hold the end of the funnel against.")
 @click.option("--seed", "of", multiple=True, type=int, default=(0,), show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True)
 @click.option("--limit", type=int, help="At most so many requests of each log.")
@@ -186,6 +215,7 @@ def main(
     logs: tuple[Path, ...],
     recipe: str,
     row_name: str,
+    over: str | None,
     of: tuple[int, ...],
     window: str,
     limit: int | None,
@@ -199,38 +229,44 @@ def main(
     console = Console(stderr=True)
     row_name = row_name or (against if recipe == __file__ else "")
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.stacking", *sys.argv[1:]])
-    what = "-".join([Path(recipe).stem, *row_name.split(), window])
+    heads = ["log", "seed", "measure", "n", "stage before", "last stage", "adds"]
+    asked = [(recipe, row_name)]
+    if over:
+        asked.append((over, ""))
+        heads += [f"end of {Path(over).stem}", "over it"]
+    what = "-".join([*named(*asked[0]), window])
     lines: list[list[str | Cell]] = []
-    found = []
+    adds, beyond = [], []
     commits = set[str]()
     for place in logs or worlds_of(worlds, out):
-        log = Log.open(place)
-        loaded = load_recipe(recipe, log)
         for seed in of:
-            run = out / f"run-{place.name}-{seed}-{what}"
-            if not (run / "run.json").exists():
-                options = RunOptions(
-                    window=window,
-                    seed=seed,
-                    limit=limit,
-                    cache=cache_root(),
-                    console=console,
-                    command=command,
-                )
-                replay(loaded.row(row_name) if row_name else loaded, log, run, options)
-            opened = Run.open(run)
-            commits.add(str(opened.meta["commit"]))
-            found.append(gains(opened))
-            for name, gain in found[-1].items():
-                change = Cell(f"{gain.after - gain.before:+.3f}", "")
-                values = f"{gain.before:.3f}", f"{gain.after:.3f}"
-                lines.append([place.name, str(seed), name, f"{gain.n:,}", *values, change])
-    for name, cell in together(found).items():
+            options = RunOptions(
+                window=window,
+                seed=seed,
+                limit=limit,
+                cache=cache_root(),
+                console=console,
+                command=command,
+            )
+            runs = [replayed(place, *each, out, options) for each in asked]
+            commits |= {str(run.meta["commit"]) for run in runs}
+            adds.append(gains(runs[0]))
+            beyond.append(gains(runs[0], runs[1]) if over else {})
+            for name, gain in adds[-1].items():
+                line: list[str | Cell] = [place.name, str(seed), name, f"{gain.n:,}"]
+                line += values(gain)
+                if over:
+                    end, _, more = values(beyond[-1][name])
+                    line += [end, more]
+                lines.append(line)
+    ends = together(beyond) if over else {}
+    for name, cell in together(adds).items():
         lines.append(["all", "", name, "", "", "", cell])
+        if over:
+            lines[-1] += ["", ends[name]]
     note = f"`{command}`, window {window}, {date.today()}, {processor()}, commit " + ", ".join(
         sorted(commits)
     )
-    heads = ["log", "seed", "measure", "n", "stage before", "last stage", "adds"]
     text = "\n".join(
         [
             to_markdown(Table(heads, lines)),

@@ -2,16 +2,19 @@
 leaves out.
 
 The pre-ranker is few trees over features that several stages share; the ranker has many, and reads
-what a pre-ranker could not afford.
+what a pre-ranker could not afford. Where items have no text, a sequence model is fitted in its
+place, which takes longer.
 """
 
 from dataclasses import replace
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.features import (
     BM25,
     Clicks,
+    Column,
     Feature,
     Own,
     Placement,
@@ -29,22 +32,28 @@ from karmafunnel.stages.stage import Funnel, Stage
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
-    found: dict[str, Embedder] = {"cooccurrence": Cooccurrence()}
-    return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
+    if log.has("text"):
+        return {"cooccurrence": Cooccurrence(), "tfidf": TfidfSVD()}
+    return {"cooccurrence": Cooccurrence(), "sasrec": SASRec(epochs=15, patience=2)}
 
 
 def funnel(log: Log) -> Funnel:
+    beside = "tfidf" if log.has("text") else "sasrec"
     channels: list[Stage] = [
         Repeat(k=300),
         ItemKNN(k=300, depth=60),
         Popular(k=100),
         Popular(k=100, days=14),
+        VectorRecall(beside, k=300),
     ]
-    features: list[Feature] = [Upstream(), Popularity(), Own(depth=400), Similarity("cooccurrence")]
+    features: list[Feature] = [
+        Upstream(),
+        Popularity(),
+        Own(depth=400),
+        Similarity("cooccurrence"),
+        Similarity(beside),
+    ]
     further: list[Feature] = [RequestContext()]
-    if log.has("text"):
-        channels.append(VectorRecall("tfidf", k=300))
-        features.append(Similarity("tfidf"))
     if log.has("text") and log.has("query"):
         channels.append(BM25Recall(k=300))
         features.append(BM25())
@@ -53,6 +62,9 @@ def funnel(log: Log) -> Funnel:
         features.append(Price())
     if log.has("exposures"):
         further += [Clicks(), Placement()]
+    single = log.one_at_a_time()  # what is passed over is often taken next: no order to learn
+    if single:
+        further.append(Column("recall.score"))
     before, learnt_from = len(log.requests_in("W1")), len(log.requests_in("W2a"))
     long = log.meta["time"] == "clock" and 100 <= learnt_from <= before / 3
     blocks = 3 if long else 1  # a short log has none to learn from before W2a
@@ -60,5 +72,10 @@ def funnel(log: Log) -> Funnel:
     return (
         Join(channels, k=500)
         >> LightGBMPreRank(k=200, trees=60, learning_rate=0.1, features=features, sample=learnt)
-        >> LightGBMRank(k=50, features=[*features, *further], sample=replace(learnt, passed=200))
+        >> LightGBMRank(
+            k=50,
+            objective="binary" if single else "lambdarank",
+            features=[*features, *further],
+            sample=replace(learnt, passed=200),
+        )
     )

@@ -10,8 +10,11 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.stages.features import (
     BM25,
+    Clicks,
+    Column,
     Feature,
     Own,
+    Placement,
     Popularity,
     Price,
     RequestContext,
@@ -47,13 +50,25 @@ def funnel(log: Log) -> Funnel:
         Similarity("karma"),
         Similarity("cooccurrence"),
     ]
+    further: list[Feature] = [RequestContext()]
     if log.has("query"):
         channels.append(BM25Recall(k=300))
         features.append(BM25())
     if log.has("price"):
         features.append(Price())
+    if log.has("exposures"):
+        further += [Clicks(), Placement()]
+    single = log.one_at_a_time()  # what is passed over is often taken next: no order to learn
+    if single:
+        further.append(Column("recall.score"))
+    pre, deep = Sample(passed=100, requests=10_000), Sample(passed=200, requests=10_000)
     return (
         Join(channels, k=600)
-        >> LightGBMPreRank(k=200, trees=200, features=features, sample=Sample(passed=100))
-        >> LightGBMRank(k=50, features=[*features, RequestContext()], sample=Sample(passed=200))
+        >> LightGBMPreRank(k=200, trees=60, learning_rate=0.1, features=features, sample=pre)
+        >> LightGBMRank(
+            k=50,
+            objective="binary" if single else "lambdarank",
+            features=[*features, *further],
+            sample=deep,
+        )
     )

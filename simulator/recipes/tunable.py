@@ -8,8 +8,10 @@ from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.features import (
     BM25,
+    Clicks,
     Feature,
     Own,
+    Placement,
     Popularity,
     Price,
     RequestContext,
@@ -79,7 +81,11 @@ def funnel(
 
     to_rank = passed if rank != "none" else 50  # the last stage shows 50
     deep, sample = Sample(passed=200), Sample(passed=100)
-    more = [*features, RequestContext()]
+    more: list[Feature] = [*features, RequestContext()]
+    if tfidf and log.has("query"):
+        more.append(Similarity("tfidf", to="query"))
+    if log.has("exposures"):
+        more += [Clicks(), Placement()]
     trees = LightGBMRank(k=50, trees=rank_trees, features=more, sample=deep)
     dcn = DCNRank(k=50, features=more, sample=sample)
     prerankers: dict[str, Stage] = {
