@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -203,6 +203,16 @@ def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
     for name, value in values.items():
         if not allowed.holds(value):
             raise KarmafunnelError(who, what=name, needs=allowed, found=quoted(value))
+
+
+def several(who: str, what: str, values: Any, needs: str) -> tuple[Any, ...]:
+    """Several values as a tuple, those of an array as plain numbers; raises KarmafunnelError for
+    one value alone.
+    """
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(given, Iterable):
+        raise KarmafunnelError(who, what=what, needs=needs, found=quoted(values))
+    return tuple(given)
 
 
 def check_seed(who: str, seed: Any) -> int:

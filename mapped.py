@@ -6,14 +6,32 @@ that the memory of a process does not grow with the table.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from .errors import NotWrittenError
+
 LONG = 2_000_000  # rows from which a table is too long to hold, and that are worked on at a time
+
+
+@contextmanager
+def _in_tmpdir() -> Iterator[None]:
+    """Turn an error of the disk inside into a NotWrittenError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
+        needs = "room for a long table"
+        found, hint = f"{error.strerror}", "TMPDIR=FOLDER names another folder"
+        raise NotWrittenError(
+            f"temporary files in {folder}", needs=needs, found=found, hint=hint
+        ) from error
 
 
 def pieces(frame: pl.DataFrame, rows: int | None = None) -> Iterator[pl.DataFrame]:
@@ -31,6 +49,9 @@ def mapped(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
     Args:
         parts: frames with the same columns; one at least.
+
+    Raises:
+        NotWrittenError: naming the folder, where the file cannot be written.
     """
     columns: dict[str, Column] = {}
     rest: pl.DataFrame | None = None
@@ -54,7 +75,8 @@ class Column:
     def __init__(self, dtype: pl.DataType):
         self.dtype, self.rows, self.missing = dtype, 0, 0
         self.valid, self.flags, self.texts = bytearray(), bytearray(), [pl.Series(dtype=dtype)]
-        self.file = tempfile.TemporaryFile() if dtype.is_numeric() else None  # noqa: SIM115
+        with _in_tmpdir():
+            self.file = tempfile.TemporaryFile() if dtype.is_numeric() else None  # noqa: SIM115
 
     def add(self, values: pl.Series) -> None:
         """Add values; all but the last time a multiple of eight."""
@@ -65,7 +87,8 @@ class Column:
             return
         self.valid += np.packbits(values.is_not_null().to_numpy(), bitorder="little").tobytes()
         if self.file is not None:
-            self.file.write(values.fill_null(0).to_numpy().tobytes())
+            with _in_tmpdir():
+                self.file.write(values.fill_null(0).to_numpy().tobytes())
         else:
             there = values.fill_null(False).to_numpy()
             self.flags += np.packbits(there, bitorder="little").tobytes()
@@ -80,7 +103,8 @@ class Column:
         if self.file is None:
             data = pa.py_buffer(bytes(self.flags))
         else:
-            self.file.flush()
+            with _in_tmpdir():
+                self.file.flush()
             data = pa.py_buffer(np.memmap(self.file, np.uint8, "r"))
             self.file.close()  # the map stays
         valid = pa.py_buffer(bytes(self.valid)) if self.missing else None
@@ -94,7 +118,7 @@ def mapped_array(values: np.ndarray) -> np.ndarray:
     """The same array; where it is long, mapped into memory and not to be written to."""
     if len(values) <= LONG:
         return values
-    with tempfile.TemporaryFile() as file:
+    with _in_tmpdir(), tempfile.TemporaryFile() as file:
         for start in range(0, len(values), LONG):
             file.write(values[start : start + LONG].tobytes())
         file.flush()

@@ -12,8 +12,10 @@ def as_typed(value: Any) -> str:
     for f in fields(value):
         current = getattr(value, f.name)
         if f.init and (current != f.default or f.metadata.get("always")):
-            is_positional = f.metadata.get("positional")
-            parts.append(repr(current) if is_positional else f"{f.name}={current!r}")
+            if not f.metadata.get("positional"):
+                parts.append(f"{f.name}={current!r}")
+            else:  # several are typed as a list
+                parts.append(repr(list(current) if isinstance(current, tuple) else current))
     return f"{type(value).__name__}({', '.join(parts)})"
 
 

@@ -11,7 +11,11 @@ CLICKS = 10  # that a position has at least; deeper ones with fewer are one with
 
 
 def propensities(
-    position: np.ndarray, x: np.ndarray, clicked: np.ndarray, seed: int = 0
+    position: np.ndarray,
+    x: np.ndarray,
+    clicked: np.ndarray,
+    seed: int = 0,
+    who: str = "propensities of positions",
 ) -> np.ndarray:
     """How often a row is clicked at each position, relative to the same row at position 1: float64
     (n_positions,), the first entry being of position 1.
@@ -27,11 +31,21 @@ def propensities(
         position: of each row, 1 or more, (n,).
         x: features, (n, d).
         clicked: (n,) bool.
+        who: whom an error names.
 
     Raises:
-        KarmafunnelError: for too few clicks, by which a propensity could be 0.
+        KarmafunnelError: for too few clicks, by which a propensity could be 0, and for rows that
+            were all clicked.
     """
-    place = pooled(position, clicked)
+    place = pooled(position, clicked, who)
+    if not place.any():  # one position has nothing to compare with
+        return np.ones(int(position.max()))
+    if clicked.all():
+        raise KarmafunnelError(
+            who,
+            needs="rows that were shown and not clicked",
+            found=f"clicks on all {len(clicked):,}",
+        )
     d = x.shape[1]
     options = TreeOptions(
         "binary", trees=200, leaves=15, min_rows=50, patience=0, apart=(tuple(range(d)), (d,))
@@ -44,19 +58,21 @@ def propensities(
     return found[np.minimum(np.arange(int(position.max())), len(found) - 1)]
 
 
-def pooled(position: np.ndarray, clicked: np.ndarray) -> np.ndarray:
+def pooled(
+    position: np.ndarray, clicked: np.ndarray, who: str = "propensities of positions"
+) -> np.ndarray:
     """The number from 0 of each row's position, where positions from the first one with fewer than
     CLICKS clicks on are one with the position above: int64 (n,).
 
     Raises:
-        KarmafunnelError: where the first position has fewer.
+        KarmafunnelError: naming `who`, where the first position has fewer.
     """
     clicks = np.bincount(position - 1, clicked)
     few = np.flatnonzero(clicks < CLICKS)
     last = int(few[0]) - 1 if len(few) else len(clicks) - 1
     if last < 0:
         raise KarmafunnelError(
-            "propensities of positions",
+            who,
             needs=f"at least {CLICKS} clicks at position 1, for none to be 0",
             found=f"{int(clicks[0]) if len(clicks) else 0} of {int(clicks.sum())} clicks",
         )

@@ -1,4 +1,5 @@
-"""Scores of boosted trees, block by block: the bits of LightGBM, three to ten times as fast.
+"""Scores of boosted trees, block by block: the sums of LightGBM, bit by bit, three to ten times as
+fast.
 
 QuickScorer (Lucchese et al. 2015): the leaves of a tree are bits of a word, from left to right.
 Every node whose test a row fails clears the leaves on its left; the lowest bit that stays is the
@@ -51,7 +52,8 @@ class Forest:
 
         Returns:
             None for trees that only LightGBM can follow: with more than `MOST_LEAVES` leaves,
-            categories, linear leaves, or 0 for a missing value.
+            categories, linear leaves, or 0 for a missing value, and for trees whose mean counts
+            (random forests).
         """
         text = booster.model_to_string(num_iteration=booster.best_iteration or None)
         head, *rest = text.split("\nTree=")
@@ -59,6 +61,8 @@ class Forest:
         objective = _entries(head).get("objective", "").split()
         known = ("lambdarank", "binary", "cross_entropy")
         if not trees or not objective or objective[0] not in known:
+            return None
+        if "average_output" in head.splitlines():
             return None
         if objective[0] == "binary" and "sigmoid:1" not in objective:
             return None
@@ -75,7 +79,7 @@ class Forest:
         return cls(*made, objective[0] != "lambdarank")
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """What LightGBM's `predict` returns: float64 (n,).
+        """What LightGBM's `predict` returns, a probability but for its last bit: float64 (n,).
 
         Args:
             x: float32 (n, n_columns), NaN = missing; column by column in memory it is not copied.
@@ -94,7 +98,10 @@ class Forest:
             self.value,
             out,
         )
-        return 1.0 / (1.0 + np.exp(-out)) if self.probability else out
+        if not self.probability:
+            return out
+        with np.errstate(over="ignore"):  # 1 / infinity is 0
+            return 1.0 / (1.0 + np.exp(-out))
 
 
 def _entries(text: str) -> dict[str, str]:
@@ -141,7 +148,8 @@ def _nodes(tree: dict[str, str]) -> tuple[np.ndarray, ...] | None:
 
 def _float32(threshold: np.ndarray) -> np.ndarray:
     """Thresholds that part float32 numbers as LightGBM's float64 ones do: float32 (n,)."""
-    near = threshold.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond the largest is infinity
+        near = threshold.astype(np.float32)
     low = np.nextafter(near, np.float32(-np.inf))
     near = np.where(near.astype(np.float64) > threshold, low, near)
     zero = np.where(near >= 0, ZERO, np.nextafter(-ZERO, np.float32(-np.inf)))

@@ -22,7 +22,7 @@ from ..stages.stage import Stage
 from . import datasets, recipes
 from .measure.measures.measure import Measure, kinds
 
-BASES = ("Boosted", "Neural")  # base classes, which are not listed
+BASES = ("Learner", "Boosted", "Neural")  # base classes, which are not listed
 
 
 @dataclass(frozen=True)

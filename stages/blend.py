@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from scipy.optimize import minimize
 
-from ..bounds import Bound, check_bound
+from ..bounds import Bound, check_bound, several
 from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
 from ..shapes import check_keys, each, number
 from .context import Context
 from .frame import REQUEST, group_rows
 from .learn import (
-    Boosted,
     Calibrated,
     Learned,
-    Neural,
+    Learner,
     Sample,
     check_calibrated,
     sampled,
@@ -50,9 +49,7 @@ class Blend(Stage):
             softmax over its candidates (conditional logit, McFadden 1974).
     """
 
-    parts: Sequence[Boosted | Neural] = field(
-        default=(), metadata={"positional": True, "always": True}
-    )
+    parts: Sequence[Learner] = field(default=(), metadata={"positional": True, "always": True})
     k: int = 50
     weights: Sequence[float] | Literal["fitted"] = ()
     calibrated: Calibrated = "isotonic"
@@ -61,34 +58,26 @@ class Blend(Stage):
     teaches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        wrong = [part for part in self.parts if not isinstance(part, Boosted | Neural)]
+        wanted = "two or more learned stages such as LightGBMRank()"
+        object.__setattr__(self, "parts", several(self.name, "parts", self.parts, wanted))
+        wrong = [part for part in self.parts if not isinstance(part, Learner)]
         if wrong or len(self.parts) < 2:
-            wanted = "two or more learned stages such as LightGBMRank()"
             found = quoted(wrong[0]) if wrong else f"{len(self.parts)}"
             raise KarmafunnelError(self.name, what="parts", needs=wanted, found=found)
-        if self.weights != "fitted":
+        if not isinstance(self.weights, str) or self.weights != "fitted":
             self._check_weights()
         check_calibrated(self.name, self.calibrated)
 
     def _check_weights(self) -> None:
         wanted = f"'fitted' or one number for each of {len(self.parts)} parts, not all 0"
-        if not isinstance(self.weights, list | tuple):
+        given = several(self.name, "weights", self.weights, wanted)
+        is_word = isinstance(self.weights, str)
+        for weight in () if is_word else given:
+            check_bound(self.name, WEIGHT, weights=weight)
+        if is_word or (given and (len(given) != len(self.parts) or not any(given))):
             found = quoted(self.weights)
             raise KarmafunnelError(self.name, what="weights", needs=wanted, found=found)
-        object.__setattr__(self, "weights", tuple(self.weights))
-        for weight in self.weights:
-            check_bound(self.name, WEIGHT, weights=weight)
-        if self.weights and (len(self.weights) != len(self.parts) or not any(self.weights)):
-            found = repr(self.weights)
-            raise KarmafunnelError(self.name, what="weights", needs=wanted, found=found)
-
-    def __repr__(self) -> str:
-        told = ["[" + ", ".join(map(repr, self.parts)) + "]"]
-        for f in fields(self)[1:]:
-            if (value := getattr(self, f.name)) != f.default:
-                told.append(f"{f.name}={value!r}")
-        return f"Blend({', '.join(told)})"
+        object.__setattr__(self, "weights", given)
 
     def inside(self) -> tuple[Stage, ...]:
         return tuple(self.parts)
@@ -97,7 +86,7 @@ class Blend(Stage):
         return tuple(name for part in self.parts for name in part.embedders())
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedBlend:
-        parts = []
+        parts: list[Any] = []
         for i, part in enumerate(self._own(), start=1):
             context.progress(f"{self.name}: part {i} of {len(self.parts)}, {type(part).__name__}")
             parts.append(part.fit(context, upstream))
@@ -112,9 +101,10 @@ class Blend(Stage):
             fitted.calibrate(self.calibrated, upstream, most)
         return fitted
 
-    def _own(self) -> list[Boosted | Neural]:
+    def _own(self) -> list[Learner]:
         """The parts as they are fitted: under the name of the blend, without a calibration."""
-        return [replace(part, name=self.name, calibrated="") for part in self.parts]
+        own = {"name": self.name, "calibrated": ""}
+        return [replace(cast(Any, part), **own) for part in self.parts]
 
     def load(self, folder: Path, context: Context) -> FittedBlend:
         path = folder / "weights.json"

@@ -42,6 +42,10 @@ def as_of_block(log: Log, back: int) -> Log:
         found = f"{len(served):,} and {size:,} in W2a"
         raise KarmafunnelError(who, needs=needs, found=found, hint="use fewer blocks")
     start = int(log.t[served[len(served) - back * size]])
+    if (n := int((log.t[served] < start).sum())) < size:
+        needs = f"as many requests as W2a has, {size:,}, at times before the first block"
+        found = f"{n:,}: many have the same time"
+        raise KarmafunnelError(who, needs=needs, found=found, hint="use fewer blocks")
     end = log.end_of("W1")
     if back > 1:
         end = int(log.t[served[len(served) - (back - 1) * size]])

@@ -42,8 +42,8 @@ class CascadeLoss(Together):
     Every stage has its own `rate`; the number of epochs is the largest of the stages. Each list has
     the rows of `Sample`, a part of recall's candidates: a stage that passes on k of them passes on
     that part of k in the list, with fractions. The last stage's cut is `top` of its list. The epoch
-    that is kept is the one with the best nDCG end to end on W2b. A calibration is fitted on
-    recall's candidates.
+    that is kept, a warm one or a later one, is that with the best nDCG end to end on W2b. A
+    calibration is fitted on recall's candidates.
 
     Args:
         warm: epochs at the start in which every stage learns alone.
@@ -91,6 +91,10 @@ class CascadeLoss(Together):
             between = [stages[i].title for i in found_places if i not in places]
             needed = "learned stages one after the other"
             raise KarmafunnelError(who, needs=needed, found=f"{between[0]} between them")
+        epochs = max(getattr(stages[i], "epochs", 1) for i in places)
+        if self.warm >= epochs:
+            needed = "more epochs of a stage than warm ones, in which each stage learns alone"
+            raise KarmafunnelError(who, needs=needed, found=f"warm={self.warm}, epochs={epochs}")
         samples = {repr(getattr(stages[i], "sample", None)) for i in places}
         if len(samples) > 1:
             raise KarmafunnelError(

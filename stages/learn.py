@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ..bounds import Bound, check_bound, needs
+from ..bounds import Bound, check_bound, needs, several
 from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
 from ..log import rows_of
@@ -751,28 +751,6 @@ def ranks_of(rows: Rows, score: np.ndarray) -> np.ndarray:
     return rank
 
 
-def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
-    """The embedders of a stage's features, and of its teacher, which is fitted with it.
-
-    Raises:
-        KarmafunnelError: for a feature that is none.
-    """
-    names: list[str] = []
-    for feature in stage.features:
-        if not isinstance(feature, Feature):
-            wanted, found = "values such as Popularity()", repr(feature)
-            raise KarmafunnelError(stage.name, what="features", needs=wanted, found=found)
-        names += feature.embedders()
-    if stage.teacher is not None:
-        names += stage.teacher.stage.embedders()
-    return tuple(names)
-
-
-def one_fit_of(features: Sequence[Feature]) -> str:
-    """Why one of the features makes sense with one fit of its embedder only; empty if none does."""
-    return next(filter(None, (feature.one_fit() for feature in features)), "")
-
-
 # -- positions -------------------------------------------------------------------------------------
 
 
@@ -802,7 +780,9 @@ class PositionBias(Typed):
         if self.use not in ("offset", "weight"):
             wanted = "'offset' or 'weight'"
             raise KarmafunnelError("PositionBias", what="use", needs=wanted, found=repr(self.use))
-        object.__setattr__(self, "propensities", tuple(self.propensities))
+        wanted = "numbers above 0 and at most 1, of positions 1, 2, ..."
+        given = several("PositionBias", "propensities", self.propensities, wanted)
+        object.__setattr__(self, "propensities", given)
         for value in self.propensities:
             check_bound("PositionBias", Bound(0.0, 1.0, above=True), propensities=value)
         check_bound("PositionBias", Bound(1.0, 1e6), most=self.most)
@@ -812,7 +792,7 @@ class PositionBias(Typed):
 
         Raises:
             KarmafunnelError: naming `who`, where no row to learn from was shown at a known
-                position, and where there are too few clicks to estimate from.
+                position, and where there are too few clicks to estimate from, or nothing else.
         """
         position = shown_at(context, table.request, table.item)
         shown = position > 0
@@ -823,7 +803,7 @@ class PositionBias(Typed):
         if self.propensities:
             return np.array(self.propensities, dtype=np.float64)
         x, y = table.x[shown], table.y[shown]
-        return examination.propensities(position[shown], x, y, context.seed)
+        return examination.propensities(position[shown], x, y, context.seed, f"{who}: {self!r}")
 
     def counted(
         self, curve: np.ndarray, context: Context, table: TrainingRows
@@ -857,7 +837,7 @@ def shown_at(context: Context, request: np.ndarray, item: np.ndarray) -> np.ndar
 
 
 def train_and_valid(
-    stage: Boosted | Neural,
+    stage: Learner,
     context: Context,
     upstream: FittedFunnel | None,
     teacher: Teachers | None,
@@ -871,8 +851,60 @@ def train_and_valid(
     return train, valid
 
 
+class Learner(Stage):
+    """The base of stages with a model of their own over features: `Boosted` and `Neural`."""
+
+    features: Sequence[Feature]
+    sample: Sample
+    calibrated: Calibrated
+    teacher: Teacher | None
+    position_bias: PositionBias | None
+
+    teaches: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        wanted = "a list of values such as Popularity()"
+        object.__setattr__(self, "features", several(self.name, "features", self.features, wanted))
+        for what, kind, default in (
+            ("sample", Sample, "Sample()"),
+            ("teacher", Teacher, "Teacher(LightGBMRank()) or None"),
+            ("position_bias", PositionBias, "PositionBias() or None"),
+        ):
+            value = getattr(self, what)
+            if not isinstance(value, kind) and (value is not None or kind is Sample):
+                found = quoted(value)
+                raise KarmafunnelError(self.name, what=what, needs=default, found=found)
+        check_calibrated(self.name, self.calibrated)
+
+    def embedders(self) -> tuple[str, ...]:
+        """The embedders of its features, and of its teacher, which is fitted with it.
+
+        Raises:
+            KarmafunnelError: for a feature that is none.
+        """
+        names: list[str] = []
+        for feature in self.features:
+            if not isinstance(feature, Feature):
+                wanted, found = "values such as Popularity()", repr(feature)
+                raise KarmafunnelError(self.name, what="features", needs=wanted, found=found)
+            names += feature.embedders()
+        if self.teacher is not None:
+            names += self.teacher.stage.embedders()
+        return tuple(names)
+
+    def inside(self) -> tuple[Stage, ...]:
+        return () if self.teacher is None else (self.teacher.stage,)
+
+    @property
+    def blocks(self) -> int:
+        return max(self.sample.blocks, super().blocks)
+
+    def one_fit(self) -> str:
+        return next(filter(None, (feature.one_fit() for feature in self.features)), "")
+
+
 @dataclass(frozen=True, repr=False)
-class Boosted(Stage):
+class Boosted(Learner):
     """LightGBM over features: `lambdarank` orders the rows of a request, `binary` fits a
     probability of the label.
 
@@ -895,28 +927,12 @@ class Boosted(Stage):
     position_bias: PositionBias | None = None
     name: str = "rank"
 
-    teaches: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", tuple(self.features))
+        super().__post_init__()
         if self.objective not in ("lambdarank", "binary"):
             wanted, found = "'lambdarank' or 'binary'", repr(self.objective)
             raise KarmafunnelError(self.name, what="objective", needs=wanted, found=found)
         needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2", "patience")
-        check_calibrated(self.name, self.calibrated)
-
-    def embedders(self) -> tuple[str, ...]:
-        return embedders_of(self)
-
-    def inside(self) -> tuple[Stage, ...]:
-        return () if self.teacher is None else (self.teacher.stage,)
-
-    @property
-    def blocks(self) -> int:
-        return max(self.sample.blocks, super().blocks)
-
-    def one_fit(self) -> str:
-        return one_fit_of(self.features)
 
     @property
     def feature_names(self) -> list[str]:
@@ -1007,7 +1023,7 @@ class FittedBoosted(Learned):
 
 
 @dataclass(frozen=True, repr=False)
-class Neural(Stage):
+class Neural(Learner):
     """A network over the history and the candidates of a request, on ids and features; see
     `models/ctr`.
 
@@ -1030,28 +1046,12 @@ class Neural(Stage):
     position_bias: PositionBias | None = None
     name: str = "rank"
 
-    teaches: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", tuple(self.features))
+        super().__post_init__()
         if self.loss not in ("bce", "listwise"):
             wanted = "'bce' or 'listwise'"
             raise KarmafunnelError(self.name, what="loss", needs=wanted, found=repr(self.loss))
         needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0), unknown=(0.0, 1.0))
-        check_calibrated(self.name, self.calibrated)
-
-    def embedders(self) -> tuple[str, ...]:
-        return embedders_of(self)
-
-    def inside(self) -> tuple[Stage, ...]:
-        return () if self.teacher is None else (self.teacher.stage,)
-
-    @property
-    def blocks(self) -> int:
-        return max(self.sample.blocks, super().blocks)
-
-    def one_fit(self) -> str:
-        return one_fit_of(self.features)
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         """The untrained model."""

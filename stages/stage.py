@@ -358,6 +358,9 @@ class Funnel:
     def __rshift__(self, other: Stage | Funnel) -> Funnel:
         if not isinstance(other, Funnel):
             return replace(self, stages=(*self.stages, other))
+        if self.train and other.train and self.train != other.train:
+            found = f"{self.train!r} and {other.train!r}"
+            raise KarmafunnelError("funnel", needs="one loss for all stages", found=found)
         return Funnel(self.stages + other.stages, self.train or other.train)
 
     def __repr__(self) -> str:

@@ -123,10 +123,11 @@ def test_a_part_may_learn_from_blocks():
 
 
 def test_what_it_refuses(tmp_path):
-    for parts in ([], [TREES], [TREES, Popular(k=3)], [TREES, "trees"]):
+    for parts in ([], [TREES], [TREES, Popular(k=3)], [TREES, "trees"], TREES, None, "ab"):
         with pytest.raises(KarmafunnelError, match="parts needs two or more learned stages"):
             Blend(parts)
-    for weights in ((1,), (0, 0), (1, 2, 3), "equal", 3):
+    assert Blend([TREES, NET], weights=np.array([1.0, 2.0])).weights == (1.0, 2.0)
+    for weights in ((1,), (0, 0), (1, 2, 3), "equal", 3, np.zeros(2), None):
         with pytest.raises(KarmafunnelError, match="weights needs 'fitted' or one number for each"):
             Blend([TREES, NET], weights=weights)
     for weights in ((1, -1), (1, float("nan")), (1, "2")):

@@ -368,6 +368,15 @@ def test_a_w1_that_is_too_short_is_refused_with_its_size():
     funnel_of(2).fit(context_of(short))
 
 
+def test_a_w1_at_one_time_has_nothing_before_its_block_and_is_refused():
+    log = shop()
+    served = log.requests_in("W1")
+    ts = pl.Series(log.requests["ts"].to_list()[:1] * len(served), dtype=log.requests.schema["ts"])
+    at_once = log.requests.with_columns(ts=pl.concat([ts, log.requests["ts"][len(served) :]]))
+    same = Log.make(log.items, at_once, log.exposures, log.meta)
+    refused(funnel_of(2), same, "2 blocks of log shop: needs as many requests as W2a has.*found 0:")
+
+
 def test_a_block_without_truth_is_refused_by_its_name_and_size():
     log = shop()
     request = pl.col("request_id").str.slice(1).cast(pl.Int64)

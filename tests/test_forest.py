@@ -107,6 +107,7 @@ def test_only_the_best_trees_count() -> None:
         ({"sigmoid": 0.5}, "sigmoid:0.5"),
         ({"objective": "regression"}, "objective=regression"),
         ({"min_data_per_group": 1}, "num_cat=1"),
+        ({"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}, "average_output"),
     ],
 )
 def test_trees_that_only_lightgbm_follows_are_left_to_it(parameters: dict, told: str) -> None:
@@ -127,4 +128,18 @@ def test_constant_trees() -> None:
     found = Forest.of(booster)
     assert found is not None and len(found.feature) == 0
     want = gbdt.predict_gbdt(booster, x)
+    assert np.array_equal(gbdt.predict_gbdt(booster, x, forest=found), want)
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_thresholds_and_sums_beyond_the_exponential_function_warn_of_nothing() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.choice(np.float32([-np.inf, -3e38, 0, 3e38, np.inf]), (2000, 2))
+    y = np.isposinf(x[:, 0])
+    steep = {"objective": "binary", "learning_rate": 1e4, "min_data_in_bin": 1, "verbosity": -1}
+    booster = lgb.train(steep, lgb.Dataset(x, y), num_boost_round=3)
+    found = Forest.of(booster)
+    assert found is not None and not np.isfinite(found.threshold).all()
+    want = gbdt.predict_gbdt(booster, x)
+    assert set(want) == {0, 1}
     assert np.array_equal(gbdt.predict_gbdt(booster, x, forest=found), want)

@@ -387,6 +387,10 @@ def test_a_funnel_is_printed_as_typed_and_keeps_how_it_is_trained():
     assert list(joint.together) == [1, 2] and list(CHAIN.together) == []
     with pytest.raises(KarmafunnelError, match=r"a loss such as LCRON\(\), found 'joint'"):
         CHAIN.jointly("joint")
+    assert CHAIN.jointly(ARF()).jointly(LCRON(top=5)) == joint
+    halves = (RECALL >> PRERANK).jointly(ARF()), Funnel((RANK,), LCRON())
+    with pytest.raises(KarmafunnelError, match=r"one loss for all .*ARF\(\) and LCRON\(\)"):
+        halves[0] >> halves[1]
 
 
 BAD = {
@@ -410,6 +414,12 @@ BAD = {
     >> PRERANK
     >> replace(RANK, position_bias=PositionBias()),
 }
+
+
+def test_epochs_that_are_all_warm_are_refused(shop):
+    """They would be those of the control, under the name of the loss."""
+    with pytest.raises(KarmafunnelError, match=r"more epochs .* than warm ones.*warm=3, epochs=3"):
+        CHAIN.jointly(LCRON(warm=3)).fit(Context(shop))
 
 
 @pytest.mark.parametrize("message", BAD)
@@ -458,7 +468,7 @@ embedders = {}
 seeds = (0,)
 against = "joint"
 measures = ("HR@10",)
-parts = dict(features=[Popularity()], dim=4, epochs=2)
+parts = dict(features=[Popularity()], dim=4, epochs=3)
 funnel = Popular(k=60) >> TwoTowerPreRank(k=30, **parts) >> DINRank(k=10, **parts)
 rows = {
     "joint": Row(funnel.jointly(LCRON())),

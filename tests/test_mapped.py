@@ -1,13 +1,14 @@
 """A log whose tables are too long to hold gives the same answers as one that is held."""
 
 import json
+import tempfile
 
 import numpy as np
 import polars as pl
 import pytest
 from karmafunnel import asof, checks, log, mapped
 from karmafunnel.checks import validate
-from karmafunnel.errors import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError, NotWrittenError
 from karmafunnel.log import Log
 from karmafunnel.simulator.measure.describe import describe
 from karmafunnel.simulator.report.log_page import plots
@@ -156,6 +157,21 @@ def test_mapped_frames_hold_every_type_and_missing_values():
     assert mapped.mapped(parts).equals(frame, null_equal=True)
     empty = mapped.mapped([frame[:0]])
     assert empty.height == 0 and empty.schema == frame.schema
+
+
+def test_a_folder_that_takes_no_file_is_named(tmp_path, short, monkeypatch):
+    """Gone before it is written to, or full in the middle of a column."""
+    short(10)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    frame = pl.DataFrame({"whole": np.arange(100)})
+    for write in (lambda: mapped.mapped([frame]), lambda: mapped.mapped_array(np.arange(100))):
+        with pytest.raises(NotWrittenError, match=r"temporary files in .*gone: needs room .*TMPDIR"):
+            write()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    for write in (lambda: mapped.mapped([frame]), lambda: mapped.mapped_array(np.arange(100))):
+        with pytest.raises(NotWrittenError, match="found No space left on device"):
+            write()
 
 
 # -- what must be held and does not fit ------------------------------------------------------------

@@ -58,6 +58,15 @@ def test_positions_with_few_clicks_are_one_with_the_position_above():
         pooled(position[40:], clicked[40:] & (position[40:] == 3))
 
 
+def test_one_position_has_propensity_1_and_clicks_on_everything_tell_none():
+    rng = np.random.default_rng(0)
+    x, clicked = rng.normal(size=(60, 2)), rng.random(60) < 0.6
+    assert propensities(np.ones(60, np.int64), x, clicked).tolist() == [1]
+    assert propensities(np.ones(60, np.int64), x, np.ones(60, bool)).tolist() == [1]
+    with pytest.raises(KarmafunnelError, match="not clicked, found clicks on all 60"):
+        propensities(np.arange(60) % 3 + 1, x, np.ones(60, bool))
+
+
 def relevance_found(score: np.ndarray, relevance: np.ndarray) -> float:
     return float(np.corrcoef(score.ravel(), np.log(relevance / (1 - relevance)).ravel())[0, 1])
 
@@ -170,10 +179,13 @@ def test_what_it_refuses():
         ({"use": "guess"}, "use needs 'offset' or 'weight'"),
         ({"propensities": (1.0, 0.0)}, "propensities needs a number above 0 and at most 1, found 0"),
         ({"propensities": (1.5,)}, "propensities needs a number above 0"),
+        ({"propensities": 0.5}, "propensities needs numbers above 0.*found 0.5"),
+        ({"propensities": None}, "propensities needs numbers above 0.*found None"),
         ({"most": 0.5}, "most needs a number from 1"),
     ):
         with pytest.raises(KarmafunnelError, match=message):
             PositionBias(**wrong)
+    assert repr(PositionBias(propensities=np.array([1, 0.5]))) == "PositionBias(propensities=(1.0, 0.5))"
     with pytest.raises(KarmafunnelError, match="no teacher and no position_bias"):
         ESMMRank(position_bias=PositionBias())
     for kind in (LightGBMRank, DCNRank):
@@ -182,7 +194,8 @@ def test_what_it_refuses():
             sample=Sample(passed=10, requests=5),
             position_bias=PositionBias(),
         )
-        with pytest.raises(KarmafunnelError, match="at least 10 clicks at position 1"):
+        few_clicks = rf"rank \({kind.__name__}\): PositionBias\(\): .*10 clicks at position 1"
+        with pytest.raises(KarmafunnelError, match=few_clicks):
             few.fit(context(), upstream())
         log = context().log
         nowhere = log.exposures.with_columns(position=pl.lit(None, pl.Int32))

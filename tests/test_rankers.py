@@ -51,6 +51,7 @@ from karmafunnel.stages.features import (
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
     Isotonic,
+    PositionBias,
     Sample,
     Teacher,
     Teachers,
@@ -701,6 +702,22 @@ def test_fields_out_of_range_are_refused(kind: type, fields: dict[str, object]) 
             KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*number .*, found {value!r}"
         ):
             kind(**needed | {name: value})
+
+
+@pytest.mark.parametrize("kind", [LightGBMRank, DINRank])
+def test_fields_of_another_kind_are_refused_by_name(kind: type) -> None:
+    for wrong in (
+        {"features": Popularity()},
+        {"features": None},
+        {"sample": 5},
+        {"sample": None},
+        {"teacher": LightGBMRank()},
+        {"position_bias": "offset"},
+        {"position_bias": PositionBias},
+    ):
+        (name,) = wrong
+        with pytest.raises(KarmafunnelError, match=f"rank: {name} needs "):
+            kind(**wrong)
 
 
 def test_prices_are_needed_where_they_are_read() -> None:

@@ -146,7 +146,7 @@ def example(kind: type) -> Stage:
     return kind(**small)
 
 
-STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
+STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Learner", "Boosted", "Neural")]
 SMALL = Sample(passed=20, requests=60)
 STAGES += [
     DINRank(k=20, features=FEATURES, sample=SMALL, similar="cooccurrence", use=use, epochs=2)

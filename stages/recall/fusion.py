@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ...bounds import MANY, Bound, check_bound, needs
+from ...bounds import MANY, Bound, check_bound, needs, several
 from ...errors import KarmafunnelError
 from ..context import Context
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, pair_key, rows_frame
@@ -35,7 +35,8 @@ class Join(Stage):
     name: str = "recall"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
+        wanted = "a list of recall stages such as Popular()"
+        object.__setattr__(self, "channels", several("Join", "channels", self.channels, wanted))
         needs(self, "rrf")
         for quota in self.quotas:
             check_bound("Join", Bound(0, MANY), quotas=quota)
@@ -45,13 +46,6 @@ class Join(Stage):
                 needs=f"one quota a channel, at most k={self.k} in all",
                 found=f"{self.quotas} for {len(self.channels)} channels",
             )
-
-    def __repr__(self) -> str:
-        parts = ["[" + ", ".join(map(repr, self.channels)) + "]"]
-        for f in fields(self)[1:]:
-            if (value := getattr(self, f.name)) != f.default:
-                parts.append(f"{f.name}={value!r}")
-        return f"Join({', '.join(parts)})"
 
     def inside(self) -> tuple[Stage, ...]:
         return tuple(self.channels)
