@@ -108,26 +108,23 @@ class Timeline:
         """Where the sieve keeps a key (Fibonacci hashing)."""
         return (key.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift
 
-    def _dense(self, of: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Keys as 0..n_keys-1, and which of them are keys at all (None: all)."""
+    def _found(self, of: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys as 0..n_keys-1, and how many things happened to each before each time rank."""
+        of = of.astype(np.int64, copy=False)  # key times time rank outgrows an int32
         if self.keys is None:
-            return of, None
-        at, there = np.zeros(len(of), dtype=np.int64), np.zeros(len(of), dtype=bool)
+            return of, self._before(of, rank)
+        dense, counts = np.zeros(len(of), dtype=np.int64), np.zeros(len(of), dtype=np.int64)
         maybe = np.flatnonzero(self._sieve[self._slot(of)])
         if self.n_keys:
-            at[maybe] = np.minimum(np.searchsorted(self.keys, of[maybe]), self.n_keys - 1)
-            there[maybe] = self.keys[at[maybe]] == of[maybe]
-        return at, there
+            at = np.minimum(np.searchsorted(self.keys, of[maybe]), self.n_keys - 1)
+            there = self.keys[at] == of[maybe]
+            maybe, at = maybe[there], at[there]
+            dense[maybe], counts[maybe] = at, self._before(at, rank[maybe])
+        return dense, counts
 
     def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """How many things happened to each key before each time rank; aligned whole arrays."""
-        # key times time rank outgrows an int32
-        dense, there = self._dense(of.astype(np.int64, copy=False))
-        if there is None:
-            return self._before(dense, rank)
-        counts = np.zeros(len(of), dtype=np.int64)
-        counts[there] = self._before(dense[there], rank[there])
-        return counts
+        return self._found(of, rank)[1]
 
     def _before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
         if len(of) == 0:
@@ -166,33 +163,35 @@ class Timeline:
         """The last value of each key before each time rank, NaN where there is none; aligned
         float64 arrays.
         """
-        return self._valued(of, rank, lambda start, end: self.values[end - 1])
+        return self._valued(*self._found(of, rank), lambda start, end: self.values[end - 1])
 
     def mean(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """The mean value of each key before each time rank, NaN where there is none; aligned
         float64 arrays.
         """
         return self._valued(
-            of, rank, lambda start, end: (self.totals[end] - self.totals[start]) / (end - start)
+            *self._found(of, rank),
+            lambda start, end: (self.totals[end] - self.totals[start]) / (end - start),
         )
 
-    def total(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The sum of the values of each key before each time rank, 0 where there is none; aligned
-        float64 arrays.
+    def total(self, of: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many things happened to each key before each time rank, and the sum of their values,
+        0 where there is none; aligned arrays, int64 and float64.
         """
-        found = self._valued(of, rank, lambda start, end: self.totals[end] - self.totals[start])
-        return np.nan_to_num(found)
+        dense, counts = self._found(of, rank)
+        found = self._valued(
+            dense, counts, lambda start, end: self.totals[end] - self.totals[start]
+        )
+        return counts, np.nan_to_num(found)
 
     def _valued(
         self,
-        of: np.ndarray,
-        rank: np.ndarray,
+        dense: np.ndarray,
+        counts: np.ndarray,
         value: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> np.ndarray:
-        dense, there = self._dense(of)
-        counts = self.before(of, rank)
-        some = counts > 0 if there is None else there & (counts > 0)
-        out = np.full(len(of), np.nan)
+        some = np.flatnonzero(counts)
+        out = np.full(len(dense), np.nan)
         start = self.starts[dense[some]]
         out[some] = value(start, start + counts[some])
         return out
@@ -427,9 +426,8 @@ class AsOf:
         if of:
             key = self.past.owner(of)[requests] * self.log.n_items + key
         name, rank = f"{of} ".lstrip(), self.rank[requests]
-        looked_at = self.past.timeline(f"{name}looked at")
-        chosen = self.past.timeline(f"{name}chosen").before(key, rank)
-        return looked_at.before(key, rank), looked_at.total(key, rank), chosen
+        shown, looked_at = self.past.timeline(f"{name}looked at").total(key, rank)
+        return shown, looked_at, self.past.timeline(f"{name}chosen").before(key, rank)
 
     def session_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The position at which each item was last shown in the request's session before it, NaN

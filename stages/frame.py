@@ -44,12 +44,19 @@ def descending(score: np.ndarray) -> np.ndarray:
     return ~ascending(score)
 
 
+def order_key(group: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """uint64 keys that sort ascending by group, then score descending; `group` below 2**32."""
+    return (group.astype(np.uint64) << np.uint64(32)) | descending(score)
+
+
 def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
     """Row order by group, then score descending, then tie ascending.
 
-    One sort of a 64-bit key; only rows that really tie are sorted again by their hash.
+    One sort of a 64-bit key that ends in the first bits of the hash; only rows whose keys are equal
+    are sorted again by all of it.
     """
-    key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
+    spare = np.uint64(32 - int(group.max(initial=0)).bit_length())
+    key = (order_key(group, score) << spare) | (tie >> (np.uint64(64) - spare))
     rows = np.arange(len(key)) if (key[1:] >= key[:-1]).all() else np.argsort(key)
     ordered = key[rows]
     same = ordered[1:] == ordered[:-1]
@@ -58,6 +65,13 @@ def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
         inside = rows[tied]
         rows[tied] = inside[np.lexsort((tie[inside], key[inside]))]
     return rows
+
+
+def ranks(group: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """The rank of each row in its group, from 1: int32 (n_rows,); `sequence` is the `order`."""
+    rank = np.empty(len(sequence), dtype=np.int32)
+    rank[sequence] = position_in_group(group[sequence]) + 1
+    return rank
 
 
 def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,12 +95,13 @@ def best(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> 
     if len(score) <= k:
         return np.arange(len(score))
     threshold = np.partition(score, len(score) - k)[len(score) - k]
-    above = np.flatnonzero(score > threshold)
-    level = np.flatnonzero(score == threshold)
-    need = k - len(above)
-    if len(level) > need:
-        level = level[np.argsort(tie(level), kind="stable")[:need]]
-    return np.concatenate([above, level])
+    (chosen,) = (score >= threshold).nonzero()
+    if len(chosen) > k:
+        level = score[chosen] == threshold
+        above, tied = chosen[~level], chosen[level]
+        tied = tied[np.argsort(tie(tied), kind="stable")[: k - len(above)]]
+        chosen = np.concatenate([above, tied])
+    return chosen
 
 
 def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:

@@ -228,8 +228,7 @@ def advance(fitted: FittedStage, given: Rows, exact: bool = False) -> tuple[Stag
         scored = scored.filter(pl.Series(keep[:n], dtype=pl.Boolean))
     check_scores(stage, scored, given.context)
     check_scores(stage, tracked, given.context)
-    ranked, tracked, rows_in = rank_rows(scored, tracked, requests, given.context)
-    slate = ranked.filter(pl.col(RANK) <= stage.k)
+    slate, tracked, rows_in = rank_rows(scored, tracked, requests, given.context, stage.k)
     if keep is not None:  # a tracked row that would be removed has no place within k
         beyond = pl.max_horizontal(RANK, stage.k + 1)
         rank = pl.when(pl.Series(keep[n:], dtype=pl.Boolean)).then(RANK).otherwise(beyond)

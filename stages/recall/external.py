@@ -114,8 +114,8 @@ class FittedExternal(Retriever):
         request, item = scored[REQUEST].to_numpy(), scored[ITEM].to_numpy()
         eligible = self.context.log.asof.is_eligible(request, item)
         scored = scored.filter(pl.Series(eligible, dtype=pl.Boolean))
-        ranked, _, _ = rank_rows(scored, no_rows(), rows.requests, self.context)
-        return ranked.filter(pl.col(RANK) <= self.stage.k).drop(RANK)
+        k = self.stage.k
+        return rank_rows(scored, no_rows(), rows.requests, self.context, k)[0].drop(RANK)
 
     def score(self, rows: Rows) -> np.ndarray:
         return scores_in(rows_of(self.rows, np.unique(rows.request)), rows, NOT_FOUND)

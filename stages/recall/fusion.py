@@ -13,8 +13,7 @@ import polars as pl
 from ...bounds import MANY, Bound, check_bound, needs, several
 from ...errors import KarmafunnelError
 from ..context import Context
-from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, pair_key, rows_frame
-from ..ranking import rank_rows
+from ..frame import ITEM, REQUEST, SCORE, order, pair_key, ranks, rows_frame
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage, proposed
 
@@ -92,9 +91,11 @@ class FittedJoin(Retriever):
         stage, n_items = self.stage, self.context.log.n_items
         pairs, gains, bits = [], [], []
         for channel, part in enumerate(self.parts):
-            found, _, _ = rank_rows(proposed(part, rows), no_rows(), rows.requests, self.context)
-            rank = found[RANK].to_numpy()
+            found = proposed(part, rows)
             request, item = found[REQUEST].to_numpy(), found[ITEM].to_numpy()
+            group = np.searchsorted(rows.requests, request)
+            tie = self.context.tie(request, item)
+            rank = ranks(group, order(group, found[SCORE].to_numpy(), tie))
             pairs.append(pair_key(request, item, n_items))
             gain = 1.0 / (stage.rrf + rank)
             if stage.quotas:

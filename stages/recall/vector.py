@@ -15,7 +15,7 @@ from ...bounds import check_fits, needs
 from ...errors import KarmafunnelError
 from ...typed import Typed
 from ..context import Context
-from ..frame import ITEM, REQUEST, rows_frame, select_top
+from ..frame import ITEM, REQUEST, SCORE, no_rows, rows_frame, select_top
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import tie_of
@@ -177,10 +177,7 @@ class FittedVectorRecall(Retriever):
         interests = rows.interests(self.embedder, who)
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
         k = min(self.stage.k, self.context.log.n_items)
-        # each row has its items in the first `sizes` places, best first
-        found = np.full((len(requests), k), -1, dtype=np.int32)
-        scores = np.zeros((len(requests), k), dtype=np.float32)
-        sizes = np.zeros(len(requests), dtype=np.int64)
+        found = [no_rows().select(REQUEST, ITEM, SCORE)]
         for key in np.unique(keys[keys >= 0]):
             mine = np.flatnonzero(keys == key)
             pool, ranks = asof.pool(int(key))
@@ -191,14 +188,10 @@ class FittedVectorRecall(Retriever):
                 vectors = self.context.items(self.embedder, who)[pool[: known.max(initial=0)]]
                 score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
             hit = (at >= 0) & (at < known[:, None])
-            place = np.cumsum(hit, axis=1) - 1
-            row, column = np.nonzero(hit & (place < k))
-            found[mine[row], place[row, column]] = pool[at[row, column]]
-            scores[mine[row], place[row, column]] = score[row, column]
-            sizes[mine] = np.minimum(hit.sum(axis=1), k)
-        filled = np.arange(k) < sizes[:, None]
-        request = np.repeat(requests, sizes)
-        return rows_frame(request=request, item=found[filled], score=scores[filled])
+            hit &= np.cumsum(hit, axis=1, dtype=np.int32) <= k
+            request = np.repeat(requests[mine], hit.sum(axis=1))
+            found.append(rows_frame(request=request, item=pool[at[hit]], score=score[hit]))
+        return pl.concat(found, rechunk=True)
 
     def _exact(
         self,
