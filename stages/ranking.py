@@ -73,8 +73,9 @@ def rank_rows(
         wins += sign * ((end - right) + 0.5 * (right - left))
     # A relevant candidate ties with itself in both counts, another candidate in the first only.
     wins -= np.where(has_twin & ~truth, 0.5, 0.0)
-    known = pl.when(pl.Series(has_twin)).then(pl.Series(wins)).otherwise(None)
-    return ranked, tracked.with_columns(pl.Series(RANK, own_rank), known.alias("wins")), sizes
+    wins[~has_twin] = np.nan
+    placed = [pl.Series(RANK, own_rank), pl.Series("wins", wins).fill_nan(None)]
+    return ranked, tracked.with_columns(placed), sizes
 
 
 def _twins(rows: np.ndarray, tracked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

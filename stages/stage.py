@@ -235,7 +235,7 @@ def advance(fitted: FittedStage, given: Rows, exact: bool = False) -> tuple[Stag
         tracked = tracked.with_columns(rank.cast(pl.Int32).alias(RANK))
     kept = (pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null()
     tracked = tracked.with_columns(kept)
-    rows_out = _count(slate, requests)
+    rows_out = np.minimum(rows_in, stage.k)
     at = None
     if given.slate is not None:
         at = np.concatenate([slate.drop_in_place(PLACE).to_numpy(), np.arange(n, len(given.item))])

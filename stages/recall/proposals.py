@@ -28,7 +28,7 @@ def candidates(
 
 def tie_of(context: Context, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Tie hashes of some positions `at` of a request's items."""
-    return context.tie(np.full(len(at), request), items[at])
+    return context.tie(np.asarray(request), items[at])
 
 
 def propose_each(

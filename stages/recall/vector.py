@@ -15,7 +15,7 @@ from ...bounds import check_fits, needs
 from ...errors import KarmafunnelError
 from ...typed import Typed
 from ..context import Context
-from ..frame import ITEM, REQUEST, SCORE, no_rows, rows_frame, select_top
+from ..frame import ITEM, REQUEST, rows_frame, select_top
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import tie_of
@@ -177,7 +177,7 @@ class FittedVectorRecall(Retriever):
         interests = rows.interests(self.embedder, who)
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
         k = min(self.stage.k, self.context.log.n_items)
-        found = [no_rows().select(REQUEST, ITEM, SCORE)]
+        found = [tuple(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32))]
         for key in np.unique(keys[keys >= 0]):
             mine = np.flatnonzero(keys == key)
             pool, ranks = asof.pool(int(key))
@@ -190,8 +190,9 @@ class FittedVectorRecall(Retriever):
             hit = (at >= 0) & (at < known[:, None])
             hit &= np.cumsum(hit, axis=1, dtype=np.int32) <= k
             request = np.repeat(requests[mine], hit.sum(axis=1))
-            found.append(rows_frame(request=request, item=pool[at[hit]], score=score[hit]))
-        return pl.concat(found, rechunk=True)
+            found.append((request, pool[at[hit]], score[hit]))
+        request, item, best = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return rows_frame(request=request, item=item, score=best)
 
     def _exact(
         self,
