@@ -347,6 +347,8 @@ def test_order_and_top_agree_with_a_full_sort():
         rng.integers(0, 2**63, 500).astype(np.uint64),
     )
     assert np.array_equal(order(group, score, tie), np.lexsort((tie, -score, group)))
+    alike = rng.permutation(500).astype(np.uint64)  # hashes that differ in their last bits alone
+    assert np.array_equal(order(group, score, alike), np.lexsort((alike, -score, group)))
     assert np.array_equal(select_top(score, lambda at: tie[at], 37), np.lexsort((tie, -score))[:37])
     special = np.array([-np.inf, -1.5, -0.0, 0.0, 1e-30, 7], np.float32)
     keys = descending(special).astype(np.int64)
