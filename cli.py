@@ -15,10 +15,28 @@ from .simulator.commands import MODULES, SECTIONS
 from .terminal import Console
 
 
-class Main(click.Group):
-    """Imports a command only when it is asked for. An error that a user can cause ends with one
-    line and exit code 1 (130: interrupted).
+class Told(click.Command):
+    """A command that an error which a user can cause ends with one line and exit code 1 (130:
+    interrupted).
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # characters that the encoding lacks
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, click.exceptions.Exit, click.ClickException, click.Abort):
+            raise  # click handles these itself
+        except BaseException as error:
+            if (message := user_message(error)) is None:
+                raise
+        Console(stderr=True).print(message, soft_wrap=True)
+        ctx.exit(130 if message == "interrupted" else 1)
+
+
+class Main(Told, click.Group):
+    """Imports a command only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(MODULES)
@@ -36,20 +54,6 @@ class Main(click.Group):
         for section, commands in SECTIONS.items():
             with formatter.section(section):
                 formatter.write_dl([(name, line) for name, (_, line) in commands.items()])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # characters that the encoding lacks
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            return super().invoke(ctx)
-        except (BrokenPipeError, click.exceptions.Exit, click.ClickException, click.Abort):
-            raise  # click handles these itself
-        except BaseException as error:
-            if (message := user_message(error)) is None:
-                raise
-        Console(stderr=True).print(message, soft_wrap=True)
-        ctx.exit(130 if message == "interrupted" else 1)
 
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}

@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from karmafunnel.cli import Told
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.ablation.cells import cells
 from karmafunnel.simulator.ablation.lines import Line, lines_of
+from karmafunnel.simulator.commands.parameters import (
+    Number,
+    folder,
+    limit_option,
+    log_argument,
+    window_option,
+)
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
@@ -90,29 +98,26 @@ funnel = before() >> GMVRank(k=DEPTH)
 
 def table_options(out: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the argument LOG, the option --out and those that `lines_made` takes."""
-    path = click.Path(path_type=Path)
     options = (
         click.option(
             "--minutes",
-            type=float,
+            type=Number("minutes"),
             default=600.0,
             help="Begin no new row after so long; the same command goes on.",
         ),
         click.option(
             "--seed",
             "chosen",
-            type=int,
+            type=Number("seed"),
             multiple=True,
             help="Instead of the recipe's seeds; may be given several times.",
         ),
+        limit_option,
+        window_option,
         click.option(
-            "--limit", type=int, default=None, help="So many requests, evenly spaced in time."
+            "--out", type=folder, default=out, show_default=True, help="Of table and figures."
         ),
-        click.option("--window", default="W3", show_default=True),
-        click.option(
-            "--out", type=path, default=out, show_default=True, help="Of table and figures."
-        ),
-        click.argument("log", type=path),
+        log_argument,
     )
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,7 +152,7 @@ def lines_made(
     return [] if left else lines_of(recipe, cells(recipe, log, out, options, seeds=chosen))
 
 
-@click.command()
+@click.command(cls=Told)
 @table_options(Path("out/pareto"))
 def main(log: Path, out: Path, **table: Any) -> None:
     """Make the table, then draw its figures."""

@@ -23,9 +23,12 @@ from pathlib import Path
 
 import click
 import numpy as np
+from karmafunnel.cli import Told
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.commands.parameters import Number, folder, limit_option, window_option
 from karmafunnel.simulator.measure.compare import Run, ask, same_requests
 from karmafunnel.simulator.measure.differences import paired, sampled
 from karmafunnel.simulator.measure.intervals import interval, over_seeds
@@ -33,7 +36,7 @@ from karmafunnel.simulator.measure.measures.measure import parse_all
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.provenance import processor
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
-from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.replay.replay import claim_run, replay
 from karmafunnel.simulator.report.table import Cell, Table, to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.features import (
@@ -117,10 +120,17 @@ class Gain:
 def gains(run: Run, over: Run | None = None, draws: int = DRAWS, seed: int = 0) -> dict[str, Gain]:
     """What the last stage of a Run adds to the stage before it, or has over the last stage of
     another Run, by measure; without those that the log has no value of.
+
+    Raises:
+        KarmafunnelError: for a Run of one user, and without `over` for one of a single stage.
     """
+    if over is None and len(run.stages) < 2:
+        raise KarmafunnelError(run.name, needs="two stages or more", found=run.stages)
     runs = [over or run, run]
     stages = [over.stages[-1] if over else run.stages[-2], run.stages[-1]]
     readings = same_requests(runs, [r.name for r in runs])
+    if len(readings[0].users) < 2:
+        raise KarmafunnelError(run.name, needs="requests of two users or more", found="of one")
     found = {}
     for m in parse_all(added):
         known = []
@@ -168,6 +178,8 @@ def worlds_of(text: str, out: Path) -> list[Path]:
         raise click.BadParameter(
             f"--worlds needs two seeds such as 100-109, found {text!r}"
         ) from None
+    if not 0 <= first <= last:
+        raise click.BadParameter(f"--worlds needs two seeds, the lower one first, found {text!r}")
     places = [out / f"world-{seed}" for seed in range(first, last + 1)]
     for seed, place in enumerate(places, first):
         if not (place / "log.json").exists():
@@ -181,14 +193,16 @@ def worlds_of(text: str, out: Path) -> list[Path]:
 def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions) -> Run:
     """The Run of a recipe, or of a row of it, on a log; replayed where it is not there."""
     name = "-".join(["run", place.name, str(options.seed), *named(recipe, row), options.window])
-    if not (out / name / "run.json").exists():
-        log = Log.open(place)
-        loaded = load_recipe(recipe, log)
-        replay(loaded.row(row) if row else loaded, log, out / name, options)
+    log = Log.open(place)
+    loaded = load_recipe(recipe, log)
+    chosen = loaded.row(row) if row else loaded
+    with claim_run(out / name, chosen, log, options):
+        if not (out / name / "run.json").exists():
+            replay(chosen, log, out / name, options)
     return Run.open(out / name)
 
 
-@click.command()
+@click.command(cls=Told)
 @click.option(
     "--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last."
 )
@@ -196,7 +210,7 @@ def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions)
     "--log",
     "logs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=folder,
     help="A log in place of Worlds; may be given several times.",
 )
 @click.option("--recipe", default=__file__, help="By default this one.")
@@ -204,12 +218,10 @@ def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions)
     "--row", "row_name", default="", help=f"A row of the recipe; of this one {against!r}."
 )
 @click.option("--over", help="A recipe to hold the end of the funnel against.")
-@click.option("--seed", "of", multiple=True, type=int, default=(0,), show_default=True)
-@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True)
-@click.option("--limit", type=int, help="At most so many requests of each log.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out/stacking-worlds"), show_default=True
-)
+@click.option("--seed", "of", multiple=True, type=Number("seed"), default=(0,), show_default=True)
+@window_option
+@limit_option
+@click.option("--out", type=folder, default=Path("out/stacking-worlds"), show_default=True)
 def main(
     worlds: str,
     logs: tuple[Path, ...],
@@ -224,7 +236,7 @@ def main(
     """Replay a funnel on Worlds or logs; print what its last stage adds.
 
     Worlds and Runs that are there are not made again, whatever code made them: the note names its
-    commits.
+    commits. A Run of another funnel, log or limit is refused.
     """
     console = Console(stderr=True)
     row_name = row_name or (against if recipe == __file__ else "")
@@ -256,14 +268,13 @@ def main(
                 line: list[str | Cell] = [place.name, str(seed), name, f"{gain.n:,}"]
                 line += values(gain)
                 if over:
-                    end, _, more = values(beyond[-1][name])
-                    line += [end, more]
+                    line += values(beyond[-1][name])[::2] if name in beyond[-1] else ("", "")
                 lines.append(line)
     ends = together(beyond) if over else {}
     for name, cell in together(adds).items():
         lines.append(["all", "", name, "", "", "", cell])
         if over:
-            lines[-1] += ["", ends[name]]
+            lines[-1] += ["", ends.get(name, "")]
     note = f"`{command}`, window {window}, {date.today()}, {processor()}, commit " + ", ".join(
         sorted(commits)
     )
