@@ -21,11 +21,11 @@ def propensities(
     (n_positions,), the first entry being of position 1.
 
     Boosted trees fit logit P(click) = f(x) + b[position], which is the additive two-tower model
-    (PAL, Guo et al. 2019, RecSys; Yan et al. 2022, KDD) with trees for towers: no path of a tree
-    mixes the position with x. The propensity of position k is the number of its clicks over the sum
-    of P(click at position 1) of its rows, as in the position-based model. The rows of a position
-    have to overlap in x with those of others: where x tells the position, f and b cannot be told
-    apart.
+    (Yan et al. 2022, "Revisiting two-tower models for unbiased learning to rank", SIGIR) with trees
+    for towers: no path of a tree mixes the position with x. The propensity of position k is the
+    number of its clicks over the sum of P(click at position 1) of its rows, as in the
+    position-based model. The rows of a position have to overlap in x with those of others: where x
+    tells the position, f and b cannot be told apart (Hager et al. 2025, arXiv 2506.20501).
 
     Args:
         position: of each row, 1 or more, (n,).

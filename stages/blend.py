@@ -14,17 +14,11 @@ from ..bounds import Bound, check_bound, several
 from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
 from ..shapes import check_keys, each, number
+from .calibration import Calibrated, check_calibrated
 from .context import Context
 from .frame import REQUEST, group_rows
-from .learn import (
-    Calibrated,
-    Learned,
-    Learner,
-    Sample,
-    check_calibrated,
-    sampled,
-    spaced,
-)
+from .learn import Learned, Sample, sampled, spaced
+from .learner import Learner
 from .rows import Rows
 from .stage import FittedFunnel, Stage
 

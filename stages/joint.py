@@ -27,7 +27,8 @@ from ..models.ctr.joint_fitting import Cascade, JointOptions, fit_cascade
 from .context import Context
 from .features import compute
 from .frame import ITEM, REQUEST, group_rows, pair_key
-from .learn import FittedNeural, Neural, TrainingRows, training_rows
+from .learn import TrainingRows, training_rows
+from .learner import FittedNeural, Neural
 from .rank import ESMMRank
 from .rows import Feature, Rows
 from .stage import FittedFunnel, FittedStage, Stage, Together

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..models import ctr
 from .context import Context
-from .learn import Boosted, Neural
+from .learner import Boosted, Neural
 
 
 @dataclass(frozen=True, repr=False)

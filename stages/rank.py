@@ -13,22 +13,18 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
-from .context import Context
-from .frame import ITEM, REQUEST, SCORE, group_rows, pair_key
-from .learn import (
-    Boosted,
+from .calibration import (
     Calibrated,
     Calibration,
-    FittedNeural,
-    Neural,
-    Teachers,
-    TrainingRows,
     fit_calibration,
     load_calibration,
     probabilities,
     save_calibration,
-    shown_in_w2b,
 )
+from .context import Context
+from .frame import ITEM, REQUEST, SCORE, group_rows, pair_key
+from .learn import Teachers, TrainingRows, shown_in_w2b
+from .learner import Boosted, FittedNeural, Neural
 from .rows import Rows
 from .stage import FittedFunnel
 

@@ -41,7 +41,7 @@ from karmafunnel.simulator.load.services import (
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.measures.measure import Measure
 from karmafunnel.simulator.replay.paths import FULL, NOTHING
-from karmafunnel.stages.learn import Isotonic, Temperature, load_calibration, save_calibration
+from karmafunnel.stages.calibration import Isotonic, Temperature, load_calibration, save_calibration
 from test_measures import META, by_hand, write
 
 pytestmark = pytest.mark.slow

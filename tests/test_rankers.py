@@ -35,6 +35,14 @@ from karmafunnel.models.ctr import (
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.blend import Blend
+from karmafunnel.stages.calibration import (
+    Isotonic,
+    Temperature,
+    fit_calibration,
+    load_calibration,
+    probabilities,
+    save_calibration,
+)
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
@@ -50,17 +58,11 @@ from karmafunnel.stages.features import (
 )
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
-    Isotonic,
     PositionBias,
     Sample,
     Teacher,
     Teachers,
-    Temperature,
     TrainingRows,
-    fit_calibration,
-    load_calibration,
-    probabilities,
-    save_calibration,
     training_rows,
 )
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank

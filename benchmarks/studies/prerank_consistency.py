@@ -30,7 +30,8 @@ from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import Point, pareto_figure
 from karmafunnel.stages.features import RequestContext, Upstream
-from karmafunnel.stages.learn import Boosted, Neural, Sample, Teacher
+from karmafunnel.stages.learn import Sample, Teacher
+from karmafunnel.stages.learner import Boosted, Neural
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.stage import Funnel

@@ -13,7 +13,7 @@ from dataclasses import replace
 from karmafunnel.benchmarks.studies.stacking import embedders, funnel_of  # noqa: F401
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.learn import Boosted
+from karmafunnel.stages.learner import Boosted
 from karmafunnel.stages.stage import Funnel
 
 against, by_stage = "1 block, 3000", True

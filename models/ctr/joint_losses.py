@@ -178,7 +178,9 @@ def relaxed(lists: Lists, temperature: float, balance: Tensor) -> Tensor:
     relevant rows as the k. L_global = -sum_{r, i} Y[r, i] log P[r, i] over the relaxed permutation
     P and that of the labels Y. Labels of two classes have no order inside them: relevant rows share
     their places equally, and so do the others. Both are means over rows. Source: Wang et al. 2024,
-    arXiv 2310.10462, who learn from the full order of a later stage.
+    arXiv 2310.10462, who learn from the full order of a later stage, and "ARF" in
+    github.com/kwai/LCRON, where P(i in the first m) is the mean of P[r, i] over r <= m, which the
+    sum of the column does not divide (`inclusion`).
     """
     y, there = lists.label * lists.there, lists.there
     n, k = there.sum(dim=1, keepdim=True), y.sum(dim=1, keepdim=True)
@@ -218,7 +220,7 @@ def end_to_end(lists: Lists, temperature: float, balance: Tensor) -> Tensor:
     L_e2e is the cross entropy of the labels and of the probability to survive all stages
     (`survival`), L_single that of one stage with as many places as there are relevant rows. Source:
     Learning Cascade Ranking as One Network, Wang et al. 2025, arXiv 2503.09492, and
-    github.com/kwai/LCRON.
+    github.com/kwai/LCRON, whose cut of every stage is the number of relevant rows in L_e2e as well.
     """
     y = lists.label * lists.there
     product, sorts = survival(lists, temperature)
@@ -237,8 +239,9 @@ def flows(lists: Lists, share: float) -> Tensor:
     stage after them instead, over the rows that they pass on: "tutor learning", `share` of it by
     the cross entropy of softmax(s_i) and softmax(s_i+1), the rest by log(1 + exp(s_b - s_a)) of
     pairs that the stage after would pass on (a) and drop (b). Source: Qin et al. 2022, SIGIR, doi
-    10.1145/3477495.3532050; there the first part is the squared error of probabilities, which a
-    listwise loss does not have.
+    10.1145/3477495.3532050; there the first part is a squared error, which needs scores on one
+    scale and a listwise loss has none. "RankFlow" in github.com/kwai/LCRON takes that of the
+    scores, the mean scores of both sets for the pairs, and all parts in every step.
     """
     left = lists.there
     total = lists.label.new_zeros(())
