@@ -31,6 +31,7 @@ import click
 import numpy as np
 import polars as pl
 from karmafunnel.asof import NEVER
+from karmafunnel.cli import Told
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.keys import code_digest, content_key
@@ -735,7 +736,7 @@ def write(found: Comparison, out: Path, command: str) -> None:
     write_curve(curve, out / "pareto.html", f"{title}: quality and time")
 
 
-@click.command()
+@click.command(cls=Told)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True

@@ -30,6 +30,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from ...cli import Told
 from ...files import (
     LOG,
     atomic_folder,
@@ -315,7 +316,7 @@ def growth(results: list[dict[str, Any]]) -> Table:
     return Table(["step", "processor s", "exponent", "peak GiB", "exponent"], rows)
 
 
-@click.command()
+@click.command(cls=Told)
 @click.option(
     "--scale",
     type=click.FloatRange(0.01, 10.0),
