@@ -3,8 +3,9 @@
     karmafunnel table stage_models LOG --out out/stage_models
 
 The pre-ranker changes in the first rows, the ranker in the others; recall, features, and what each
-learns from stay the same. Rows of a ranker that needs shown lists with clicks and purchases (ESMM)
-are there where the log has them.
+learns from stay the same. Trees and networks of the ranker have the best of nine (rate, leaves) and
+of four (rate) trials each on the last window of three other Worlds (LOG.md). Rows of a ranker that
+needs shown lists with clicks and purchases (ESMM) are there where the log has them.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ against = "LightGBM (LambdaMART) >> LightGBM (LambdaMART)"
 by_stage = True
 measures = ("HR@10", "HR@50", "GMV-HR@10", "gAUC:request:exposures")
 Model = tuple[type[Stage], dict[str, Any]]
+TREES: Model = (LightGBMRank, {"leaves": 7})
+SLOWLY = {"rate": 1e-3}
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
@@ -60,7 +63,7 @@ def parts(log: Log) -> tuple[Stage, list[Feature]]:
 
 
 def with_models(
-    log: Log, first: Model = (LightGBMPreRank, {}), last: Sequence[Model] = ((LightGBMRank, {}),)
+    log: Log, first: Model = (LightGBMPreRank, {}), last: Sequence[Model] = (TREES,)
 ) -> Funnel:
     """The funnel around a pre-ranker and a ranker, each a class and its changed fields; several
     rankers are a blend.
@@ -97,24 +100,24 @@ def rows(log: Log) -> dict[str, Row]:
         "COLD": (COLDPreRank, {}),
         "COLD, taught by the ranker": (COLDPreRank, {"teacher": teacher}),
     }
-    trees: Model = (LightGBMRank, {})
     listwise: dict[str, Any] = {"loss": "listwise"}
+    din: Model = (DINRank, listwise | SLOWLY)
     no_ids = listwise | {"unknown": 1.0}
     last: dict[str, list[Model]] = {
-        "LightGBM (binary)": [(LightGBMRank, {"objective": "binary"})],
-        "DIN": [(DINRank, {})],
+        "LightGBM (binary)": [(LightGBMRank, TREES[1] | {"objective": "binary"})],
+        "DIN": [(DINRank, SLOWLY)],
         "DCN-V2": [(DCNRank, {})],
-        "DIN, listwise": [(DINRank, listwise)],
+        "DIN, listwise": [din],
         "DCN-V2, listwise": [(DCNRank, listwise)],
         "DCN-V2, listwise, no ids": [(DCNRank, no_ids)],
-        "LightGBM + DCN-V2, listwise, no ids": [trees, (DCNRank, no_ids)],
-        "LightGBM + DIN, listwise": [trees, (DINRank, listwise)],
-        "LightGBM + DCN-V2, listwise": [trees, (DCNRank, listwise)],
+        "LightGBM + DCN-V2, listwise, no ids": [TREES, (DCNRank, no_ids)],
+        "LightGBM + DIN, listwise": [TREES, din],
+        "LightGBM + DCN-V2, listwise": [TREES, (DCNRank, listwise)],
     }
     if log.has("exposures"):
         for use in ("offset", "weight"):
             own = {"position_bias": PositionBias(use)}
-            last[f"LightGBM (LambdaMART), positions as {use}"] = [(LightGBMRank, own)]
+            last[f"LightGBM (LambdaMART), positions as {use}"] = [(LightGBMRank, TREES[1] | own)]
             last[f"DCN-V2, listwise, positions as {use}"] = [(DCNRank, listwise | own)]
     if all(log.has(what) for what in ("exposures", "clicks", "purchases")):
         last["ESMM over DIN"] = [(ESMMRank, {})]
