@@ -235,7 +235,7 @@ def measured(command: list[str], log: Path) -> dict[str, Any]:
         leaves out pages of files that the system may drop at any time).
 
     Raises:
-        SystemExit: with what it printed, where it fails.
+        ClickException: with what it printed, where it fails.
     """
     start = time.perf_counter()
     with open(log, "wb") as file:
@@ -247,7 +247,8 @@ def measured(command: list[str], log: Path) -> dict[str, Any]:
         process.returncode = os.waitstatus_to_exitcode(status)
     watcher.join()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{log.read_text(encoding='utf-8')[-4000:]}")
+        printed = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+        raise click.ClickException(f"{' '.join(command)}\n{printed}")
     return {
         "seconds": time.perf_counter() - start,
         "processor": used.ru_utime + used.ru_stime,
@@ -355,7 +356,7 @@ def main(
     path = out / "size.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {"scale": scale, "steps": {}}
     if not math.isclose(found["scale"], scale):
-        raise SystemExit(f"{out} holds results of scale {found['scale']}")
+        raise click.ClickException(f"{out} holds results of scale {found['scale']}")
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}, Polars {pl.__version__}"

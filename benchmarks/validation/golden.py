@@ -181,7 +181,7 @@ def main(commit: str, recipes: str) -> None:
                 failed += 1
         for recipe in recipes.split(","):
             failed += compare(recipe, logs, old, new, console)
-    sys.exit(1 if failed else 0)
+    click.get_current_context().exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
