@@ -25,9 +25,14 @@ from karmafunnel.models.karma import (
     Checkpoint,
     Column,
     FrozenLM,
+    InBatch,
+    MaskedNCE,
+    Pairwise,
     Pretrained,
     Qwen,
     SelfSupervised,
+    Softmax,
+    action,
     losses,
 )
 from karmafunnel.models.karma import backbone as backbones
@@ -345,14 +350,20 @@ def test_items_without_text(shop: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    ("residual", "lexical"),
-    [(False, None), (True, None), (True, TfidfSVD(dim=16)), (False, TfidfSVD(dim=16))],
+    ("residual", "lexical", "loss"),
+    [
+        (False, None, Softmax()),
+        (True, None, Softmax()),
+        (True, TfidfSVD(dim=16), Softmax()),
+        (False, TfidfSVD(dim=16), Softmax()),
+        (True, TfidfSVD(dim=16), Pairwise()),
+    ],
 )
 def test_a_tree_gives_each_request_what_it_gets_alone(
-    shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None
+    shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None, loss: action.ActionLoss
 ) -> None:
     """Training's shared trunk and serving's one row a request are the same function."""
-    fitted = replace(SMALL, residual=residual, lexical=lexical, epochs=1).fit(
+    fitted = replace(SMALL, residual=residual, lexical=lexical, loss=loss, epochs=1).fit(
         shop, seed=0, cache=cache
     )
     trees = training_trees(shop, 8)
@@ -512,7 +523,7 @@ def test_rec_cannot_see_the_history(
     ]
 
     def slopes(name: str) -> list[torch.Tensor | None]:
-        found = trainee.losses(np.arange(8), np.random.default_rng(0))
+        found, _ = trainee.losses(np.arange(8), np.random.default_rng(0))
         return list(torch.autograd.grad(found[name], made_by, allow_unused=True))
 
     assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("rec"))
@@ -523,135 +534,6 @@ def test_rec_cannot_see_the_history(
 
 
 # -- losses ----------------------------------------------------------------------------------------
-
-
-def slow_catalogue(z, e, row, target, weight, scale, hard, hard_weight):
-    total = 0.0
-    for r, t, w in zip(row.tolist(), target.tolist(), weight.tolist(), strict=True):
-        logits = scale * (e @ z[r])
-        own = {x for q, x in zip(row.tolist(), target.tolist(), strict=True) if q == r} - {t}
-        extra = {x for x in (hard[r].tolist() if hard is not None else []) if x >= 0}
-        terms = [
-            logits[j] + (math.log(hard_weight) if j in extra else 0.0)
-            for j in range(len(e))
-            if j not in own
-        ]
-        total = total + w * (torch.logsumexp(torch.stack(terms), 0) - logits[t])
-    return total
-
-
-@pytest.mark.parametrize("hard_weight", [1.0, 3.0])
-def test_catalogue_softmax_and_its_gradient(hard_weight: float) -> None:
-    row, target = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([1, 4, 2, 0, 3, 5])
-    weight = torch.tensor([0.5, 0.5, 1, 0.2, 0.3, 0.5], dtype=torch.float64)
-    hard = torch.tensor([[2, -1], [0, 5], [-1, -1]])
-    given = [
-        x.requires_grad_()
-        for x in (unit(3, 4), unit(9, 4, seed=1), torch.tensor(7.0, dtype=torch.float64))
-    ]
-    pairs = losses.Pairs(row, target, weight)
-    fast = losses.action_catalogue(given[0], given[1], pairs, given[2], hard, hard_weight)
-    slow = slow_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
-    assert fast.item() == pytest.approx(slow.item(), rel=1e-6)
-    for a, b in zip(
-        torch.autograd.grad(fast, given), torch.autograd.grad(slow, given), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-
-
-def test_catalogue_softmax_over_many_chunks() -> None:
-    row = torch.arange(200)
-    z, e, weight = unit(200, 4), unit(30, 4, seed=1), torch.ones(200, dtype=torch.float64)
-    target = torch.arange(200) % 30
-    found = losses.action_catalogue(z, e, losses.Pairs(row, target, weight), torch.tensor(5.0))
-    assert found.item() == pytest.approx(
-        float(F.cross_entropy(5 * z @ e.T, target, reduction="sum")), rel=1e-6
-    )
-
-
-def test_in_batch_loss_by_hand() -> None:
-    """Every mask and every correction, term by term."""
-    z, e = unit(3, 4), unit(4, 4, seed=1)
-    e[3] = e[1]  # pair 3 holds the same item as pair 1
-    row, target = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 5, 9, 5])
-    weight, log_p = (
-        torch.ones(4, dtype=torch.float64),
-        torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64)),
-    )
-    hard, there = unit(3, 2, 4, seed=2), torch.tensor([[True, False], [True, True], [False, False]])
-    apart = torch.eye(6, dtype=torch.float64)
-    known, hard_known = (
-        apart[torch.tensor([0, 1, 2, 1])],
-        apart[torch.tensor([[3, 4], [5, 2], [3, 3]])],
-    )
-    # what row 1 was shown second is told from its target by nothing, so it is taken for it
-    pairs, scale, vain = (
-        losses.Pairs(row, target, weight),
-        torch.tensor(3.0),
-        losses.ShownInVain(hard, there, hard_known),
-    )
-    found = losses.action_in_batch(z, e, pairs, scale, log_p, known, vain)
-
-    def s(r, x):
-        return 3 * float(z[r] @ x)
-
-    terms = {
-        # not pair 1's item: a truth of the same row
-        0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
-        1: [s(0, e[1]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
-        2: [s(1, e[2]), s(1, e[0]) - math.log(0.1), s(1, e[1]) - math.log(0.3), s(1, hard[1, 0])],
-        3: [s(2, e[3]), s(2, e[0]) - math.log(0.1), s(2, e[2]) - math.log(0.2)],
-    }
-    slow = sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values())
-    assert found.item() == pytest.approx(slow, rel=1e-9)
-    heavy = losses.action_in_batch(z, e, pairs, scale, log_p, known, replace(vain, weight=5.0))
-    for pair in (0, 1, 2):  # row 2 was shown nothing in vain
-        terms[pair][-1] += math.log(5.0)
-    assert heavy.item() == pytest.approx(
-        sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values()), rel=1e-9
-    )
-
-
-def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
-    """exp of a pair's loss is its denominator over exp of its own logit: its mean over batches is
-    that of the full softmax.
-    """
-    rng = np.random.default_rng(0)
-    share = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03], dtype=torch.float64)
-    z, e = unit(1, 4), unit(5, 4, seed=1)
-    own, one = 4, torch.ones(1, dtype=torch.float64)
-    alone = losses.Pairs(torch.tensor([0]), torch.tensor([own]), one)
-    exact = losses.action_catalogue(z, e, alone, torch.tensor(2.0)).exp().item()
-    found = []
-    for _ in range(4000):
-        # other rows' targets: six independent draws
-        items = torch.from_numpy(np.r_[own, rng.choice(5, 6, p=share.numpy())])
-        log_p = losses.log_chance(share, 6)[items]
-        # the others' rows are another's, so that no target of theirs is a truth of the first
-        row, weight = torch.arange(7), torch.tensor([1.0] + [0.0] * 6, dtype=torch.float64)
-        pairs = losses.Pairs(row, items, weight)
-        loss = losses.action_in_batch(
-            z.expand(7, -1), e[items], pairs, torch.tensor(2.0), log_p, torch.eye(5)[items]
-        )
-        found.append(loss.exp().item())
-    assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(len(found)))
-    assert np.std(found) / math.sqrt(len(found)) < 0.02 * exact
-
-
-def test_items_that_have_drawn_together_are_still_parted() -> None:
-    """In a space that fell into one direction, negatives must not be masked as being the same item:
-    their gradient is the way out.
-    """
-    e = (unit(1, 4).expand(6, -1) + 1e-3 * unit(6, 4, seed=1)).requires_grad_()
-    z = unit(6, 4, seed=2)
-    row = torch.arange(6)
-    flat = torch.full((6,), math.log(0.5), dtype=torch.float64)
-    pairs = losses.Pairs(row, row, torch.ones(6, dtype=torch.float64))
-    loss = losses.action_in_batch(
-        z, F.normalize(e, dim=1), pairs, torch.tensor(10.0), flat, torch.eye(6)
-    )
-    (slope,) = torch.autograd.grad(loss, e)
-    assert slope.abs().sum() > 1
 
 
 def test_bag_of_words_counts_each_word_once(lm: LM) -> None:
@@ -756,9 +638,14 @@ def test_lm_loss_is_the_mean_over_texts() -> None:
         replace(SMALL, rec=0.3, decoder="masked"),
         replace(SMALL, rec=0.3, decoder="lm"),
         replace(SMALL, action=0.0, rec=1.0),
-        replace(SMALL, negatives="batch"),
-        replace(SMALL, hard_weight=4.0, shuffled=True, rec=0.1),
-        replace(SMALL, items="trained", negatives="batch", ids=False),
+        replace(SMALL, loss=InBatch()),
+        replace(SMALL, loss=InBatch(logq=False), rec=0.1),
+        replace(SMALL, loss=Pairwise(), rec=0.1),
+        replace(SMALL, loss=Pairwise(), items="trained", ids=False, residual=False, gen=0.1),
+        replace(SMALL, loss=Pairwise(cosine=True, temperature=0.1)),
+        replace(SMALL, loss=MaskedNCE()),
+        replace(SMALL, loss=Softmax(hard_weight=4.0), shuffled=True, rec=0.1),
+        replace(SMALL, items="trained", loss=InBatch(), ids=False),
         replace(SMALL, share=0.5),
     ],
     ids=repr,
@@ -773,6 +660,37 @@ def test_every_objective_learns(value: KARMA, shop: Log, cache: Path) -> None:
             assert curve[-1][name] < curve[0][name]
     requests = shop.requests_in("W3")
     assert np.isfinite(fitted.interests(requests)).all()
+
+
+def test_pairs_that_masks_leave_without_negatives_are_told(shop: Log, cache: Path) -> None:
+    """A batch of one user, masked at a cosine of 0, often has nothing left to be told from."""
+    value = replace(SMALL, loss=MaskedNCE(mask=0.0, hard=0), batch=1, epochs=1)
+    said: list[str] = []
+    facts = value.fit(shop, seed=0, progress=said.append).facts
+    pairs, alone = facts["pairs"], facts["pairs without negatives"]
+    clicks = shop.events["request"].is_in(shop.requests_in("W1").tolist())
+    assert pairs == clicks.sum() and 0 < alone <= pairs
+    assert f"KARMA: {alone:,} of {pairs:,} pairs had no negative left" in "\n".join(said)
+    some = replace(value, loss=InBatch(), batch=8).fit(shop, seed=0, progress=said.append)
+    assert "pairs without negatives" not in some.facts and "no negative" not in said[-1]
+
+
+def test_plain_inner_products_keep_their_lengths(shop: Log, cache: Path, tmp_path: Path) -> None:
+    """In serving, too; decoders read the direction alone."""
+    value = replace(SMALL, loss=Pairwise(), rec=0.3)
+    fitted = value.fit(shop, seed=0, cache=cache)
+    requests = shop.requests_in("W3")
+    z, e = fitted.interests(requests), fitted.items()
+    assert np.linalg.norm(z, axis=1).std() > 1e-3 and np.linalg.norm(e, axis=1).std() > 1e-3
+    fitted.save(tmp_path / "kept")
+    again = value.load(tmp_path / "kept", shop)
+    assert again.interests(requests).tobytes() == z.tobytes()
+    assert again.items().tobytes() == e.tobytes()
+    assert again.read(requests) == fitted.read(requests)
+    found = fitted.diagnose(requests)
+    assert 0 <= found["alignment"] <= 4 and math.isfinite(found["perplexity given interest"])
+    long, direction = 3 * torch.from_numpy(z), unit_rows(z)
+    torch.testing.assert_close(fitted.network.direction(long).numpy(), direction, atol=1e-5, rtol=0)
 
 
 def test_karma_learns_what_users_like(shop: Log, cache: Path) -> None:
@@ -809,10 +727,15 @@ def test_ids_start_where_items_met_among_the_users_trained_on(
     assert not cold.network.ids.any()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [Softmax(), InBatch(), Pairwise(), Pairwise(cosine=True), MaskedNCE(mask=0.3)],
+    ids=repr,
+)
 def test_a_killed_fit_goes_on_bit_for_bit(
-    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loss: action.ActionLoss, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = replace(SMALL, gen=0.1, rec=0.1)
+    value = replace(SMALL, loss=loss, gen=0.1, rec=0.1)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     real, steps = training.Trainer.one_step, []
@@ -831,7 +754,8 @@ def test_a_killed_fit_goes_on_bit_for_bit(
     again = value.fit(shop, seed=2, progress=said.append, cache=tmp_path / "cut")
     assert any("goes on after epoch 0, step 6" in message for message in said)
     assert again.items().tobytes() == whole.items().tobytes()
-    assert again.facts["curve"] == whole.facts["curve"]
+    facts = ("curve", "pairs", "pairs without negatives")
+    assert [again.facts.get(x) for x in facts] == [whole.facts.get(x) for x in facts]
 
 
 def test_a_fit_is_kept_with_its_settings(shop: Log, tmp_path: Path) -> None:
@@ -925,7 +849,7 @@ def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_at_its_step(
     broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, steps = training.action_catalogue, []
+    real, steps = action.action_catalogue, []
 
     def breaks(*args: object) -> torch.Tensor:
         steps.append(1)
@@ -935,7 +859,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
         return loss * (math.nan if len(steps) == 5 and broken == "loss" else 1)
 
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(training, "action_catalogue", breaks)
+    monkeypatch.setattr(action, "action_catalogue", breaks)
     with pytest.raises(KarmafunnelError, match=r"epoch 1, step 5; the last good checkpoint"):
         SMALL.fit(shop, cache=tmp_path)
     assert list(tmp_path.glob("karma-*/state.safetensors"))
@@ -1059,12 +983,13 @@ def test_wrong_values_are_refused() -> None:
         ({"decoder": "gpt"}, "decoder needs one of"),
         ({"rec": -1.0}, "rec needs a number"),
         ({"gen": math.nan}, "gen needs a number"),
-        ({"items": "trained"}, "needs negatives='batch'"),
+        ({"items": "trained"}, r"needs a loss among the batch, such as loss=InBatch\(\)"),
         ({"see": 0.1}, "needs visual features"),
         ({"epochs": 0}, "epochs"),
-        ({"negatives": "none"}, "negatives needs one of"),
+        ({"loss": "softmax"}, r"loss needs Softmax\(\), InBatch\(\) or another .* found 'softmax'"),
+        ({"loss": Softmax}, r"loss needs Softmax\(\)"),
         (
-            {"lexical": TfidfSVD(), "items": "trained", "negatives": "batch"},
+            {"lexical": TfidfSVD(), "items": "trained", "loss": InBatch()},
             "lexical needs items='frozen'",
         ),
     ):
@@ -1074,11 +999,8 @@ def test_wrong_values_are_refused() -> None:
         (
             KARMA,
             {
-                "temperature": 0.0,
-                "hard_weight": 0.0,
                 "dropout": 2.0,
                 "text_words": 0,
-                "hard": -1,
                 "dim": 0,
                 "batch": 0,
                 "average": 1.5,

@@ -14,7 +14,7 @@ from typing import Any
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
-from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.karma import KARMA, FrozenLM, InBatch
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
@@ -24,7 +24,7 @@ against = "action-only, one pass"
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "world-amazon_catalog": {
-        "action": {"rate": 2e-3, "hard_weight": 4.0},
+        "action": {"rate": 2e-3, "loss": InBatch(hard_weight=4.0)},
         "gen": {"gen": 0.09, "rate": 1e-3},
         "rec": {"rec": 0.3, "rate": 1e-3},
         "both": {"gen": 0.03, "rec": 0.1, "rate": 1e-3},
@@ -44,7 +44,7 @@ def base(log: Log) -> KARMA:
         length=length,
         residual=False,
         items="trained",
-        negatives="batch",
+        loss=InBatch(),
         ids=False,
         batch=8,
         epochs=1,
@@ -77,8 +77,8 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+gen+rec, rate 1e-3": replace(both, rate=1e-3),
         "frozen LM": FrozenLM(),
     }
-    if action.hard_weight != 1.0:  # what of it is the weight of what was shown in vain?
-        even = replace(action, hard_weight=1.0)
+    if action.loss.hard_weight != 1.0:  # what of it is the weight of what was shown in vain?
+        even = replace(action, loss=InBatch())
         found |= {
             "action-only, shown in vain x1": even,
             "action-only, shown in vain x1, two passes": replace(even, epochs=2),

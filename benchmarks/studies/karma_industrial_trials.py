@@ -12,6 +12,7 @@ from dataclasses import replace
 from karmafunnel.benchmarks.studies.karma_industrial import base, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
+from karmafunnel.models.karma import InBatch
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
@@ -31,7 +32,9 @@ NAMES = {"action": "action-only", "gen": "+gen", "rec": "+rec", "both": "+gen+re
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     plain = base(log)
     found = {f"action-only, rate {name}": replace(plain, rate=float(name)) for name in RATES}
-    found["action-only, rate 2e-3, temperature 0.05"] = replace(plain, rate=2e-3, temperature=0.05)
+    found["action-only, rate 2e-3, temperature 0.05"] = replace(
+        plain, rate=2e-3, loss=InBatch(temperature=0.05)
+    )
     for weight, names in RATES_OF_WEIGHT.items():
         for name in names:
             at = replace(plain, rate=float(name))
@@ -44,6 +47,6 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         for heavy in (4.0, 16.0):
             for name, setting in settings(log).items():
                 found[f"{NAMES[name]}, as chosen, shown in vain x{heavy:g}"] = replace(
-                    plain, **setting, hard_weight=heavy
+                    plain, **setting | {"loss": InBatch(hard_weight=heavy)}
                 )
     return {name: {"interest": value} for name, value in found.items()}

@@ -15,7 +15,7 @@ from typing import Any
 from karmafunnel.benchmarks.studies.karma_controls import base, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
-from karmafunnel.models.karma import FrozenLM
+from karmafunnel.models.karma import FrozenLM, Softmax
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
 
@@ -69,7 +69,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         if log.has("exposures"):
             for heavy in (4.0, 16.0):
                 out[f"{what}, as chosen, shown in vain x{heavy:g}"] = replace(
-                    chosen, hard_weight=heavy
+                    chosen, loss=Softmax(hard_weight=heavy)
                 )
     found: dict[str, Embedder] = dict(out)
     for dropout, temperature, rate in SASRECS:

@@ -2,6 +2,10 @@
 2603.22779).
 """
 
+from .action import InBatch as InBatch
+from .action import MaskedNCE as MaskedNCE
+from .action import Pairwise as Pairwise
+from .action import Softmax as Softmax
 from .backbone import Checkpoint as Checkpoint
 from .backbone import Qwen as Qwen
 from .embedder import KARMA as KARMA

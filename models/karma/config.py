@@ -8,6 +8,7 @@ from typing import Literal
 from ...bounds import needs
 from ...errors import KarmafunnelError
 from ..embedders import TfidfSVD
+from .action import ActionLoss, InBatch, Softmax
 from .backbone import Checkpoint, Qwen
 from .losses import Masked
 from .visual import Column, Pretrained, SelfSupervised
@@ -21,7 +22,7 @@ class KarmaConfig:
     The loss is `action * L_act + gen * L_gen + rec * L_rec + see * L_see`. With gen = rec = see = 0
     this is the action-only control. [K] is known from the paper's abstract, [I] inferred, [O] ours.
 
-    - L_act [K, details I]: softmax over cosine / temperature of the target among `negatives`.
+    - L_act [K, details I]: the target's score against those of other items, as `loss` says.
     - L_gen [K]: the language model generates the target's text after the history.
     - L_rec [K]: a decoder generates the target's text from the user embedding alone.
     - L_see [K]: a head predicts the target's frozen visual features.
@@ -33,7 +34,7 @@ class KarmaConfig:
         backbone: `Qwen(...)`, pre-trained on the texts of the log, or `Checkpoint(...)`.
         dim: size of item vectors and user embeddings.
         items: "frozen": item text vectors are those of the model before fine-tuning; "trained":
-            those of the model in training, which needs negatives="batch".
+            those of the model in training, which needs a loss among the batch.
         text_words, query_words: tokens read of an item and of a query.
         visual: where frozen visual features come from, or None.
         ids, id_dropout: whether items also have an id embedding, and the chance to leave it out.
@@ -44,6 +45,12 @@ class KarmaConfig:
             to the text vectors, its query vector to the user embedding through a learnt map. It
             keeps single words, which a mean of hidden states blurs.
         length: items of history that are read.
+        loss: L_act: `Softmax()` over cosine / temperature among all items that are a target in W1
+            [I]; `InBatch(logq=True)`, the same among the targets of the batch [I]; `Pairwise()`,
+            pairwise logistic on plain inner products, as a public reading of the paper prints it,
+            or `Pairwise(cosine=True)` on cosine / temperature; `MaskedNCE(mask=0.99)`, a control
+            that can lose its negatives [O]. Each takes `hard`, the shown items without a click that
+            are added as negatives, their `hard_weight`, and the `temperature` at the start.
         action, gen, rec, see: weights of the losses; 0 leaves one out.
         decoder: of L_rec: "bow" (words through the LM head), "masked" (one layer, most words
             masked) or "lm" (the language model itself).
@@ -51,11 +58,6 @@ class KarmaConfig:
             generator of the embedding itself [K]; as a decoder, a public reading says, it helps.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
-        negatives: "catalogue": all items that are a target in W1; "batch": the other targets of
-            the batch, with logQ correction.
-        hard, hard_weight: shown items without a click that are added as negatives, and their
-            weight.
-        temperature: start value; it is learnt.
         dropout, rate, weight_decay, average, epochs: of the training.
         batch: pieces of user histories in a step.
         share: share of W1's users that are trained on.
@@ -73,6 +75,7 @@ class KarmaConfig:
     residual: bool = True
     lexical: TfidfSVD | None = None
     length: int = 20
+    loss: ActionLoss = Softmax()  # noqa: RUF009
     action: float = 1.0
     gen: float = 0.0
     rec: float = 0.0
@@ -80,10 +83,6 @@ class KarmaConfig:
     see: float = 0.0
     vector: Literal["mse", "cosine", "diffusion"] = "mse"
     shuffled: bool = False
-    negatives: Literal["catalogue", "batch"] = "catalogue"
-    hard: int = 8
-    hard_weight: float = 1.0
-    temperature: float = 0.07
     dropout: float = 0.1
     rate: float = 1e-3
     weight_decay: float = 0.01
@@ -96,7 +95,6 @@ class KarmaConfig:
         choices = {
             "items": ("frozen", "trained"),
             "decoder": ("bow", "masked", "lm"),
-            "negatives": ("catalogue", "batch"),
         }
         choices["vector"] = ("mse", "cosine", "diffusion")
         for name, allowed in choices.items():
@@ -107,6 +105,13 @@ class KarmaConfig:
                     needs=f"one of {allowed}",
                     found=repr(getattr(self, name)),
                 )
+        if not isinstance(self.loss, ActionLoss):
+            raise KarmafunnelError(
+                "KARMA",
+                what="loss",
+                needs=f"{Softmax()!r}, {InBatch()!r} or another action loss of models.karma",
+                found=repr(self.loss),
+            )
         needs(
             self,
             "action",
@@ -120,14 +125,11 @@ class KarmaConfig:
             "length",
             "batch",
             "epochs",
-            "hard",
         )
         needs(
             self,
             "rate",
             "dropout",
-            temperature=(1e-3, 10.0),
-            hard_weight=(1e-3, None),
             id_dropout=(0.0, 1.0),
             share=(1e-9, 1.0),
         )
@@ -139,10 +141,13 @@ class KarmaConfig:
                 needs=f"text_words of {Masked.most} or fewer",
                 found=self.text_words,
             )
-        if self.items == "trained" and self.negatives != "batch":
+        if self.items == "trained" and self.loss.whole:
             raise KarmafunnelError(
-                "KARMA: items='trained' needs negatives='batch': "
-                "the whole catalogue cannot be read at every step"
+                "KARMA",
+                what="items='trained'",
+                needs=f"a loss among the batch, such as loss={InBatch()!r}: "
+                "the whole catalogue cannot be read at every step",
+                found=repr(self.loss),
             )
         if self.lexical is not None and self.items != "frozen":
             raise KarmafunnelError(

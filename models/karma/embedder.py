@@ -31,6 +31,7 @@ from ..embedders import (
     w1_sequences,
 )
 from ..training import Snapshot, part, put_weights, seeded
+from .action import InBatch
 from .backbone import LM, Checkpoint, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text
@@ -78,10 +79,10 @@ class KARMA(KarmaConfig, Embedder):
         base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
-        if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
+        if len(trainee.examples.candidates) > 100_000 and self.loss.whole:
             raise KarmafunnelError(
                 f"{self!r}",
-                needs="negatives='batch' for more than 100,000 items",
+                needs=f"loss={InBatch()!r} or another among the batch for more than 100,000 items",
                 found=f"{len(trainee.examples.candidates):,} items",
             )
         trainer = Trainer(trainee, seed, folder, progress)
@@ -118,9 +119,10 @@ class KARMA(KarmaConfig, Embedder):
                 d_visual,
                 n_ids,
                 self.dropout,
-                1 / self.temperature,
+                1 / self.loss.temperature,
                 self.residual,
                 self.d_asked,
+                self.loss.unit,
             )
             if self.warm and self.ids:
                 met = meeting_vectors(log, examples, self.dim, seed)
@@ -195,7 +197,16 @@ class KARMA(KarmaConfig, Embedder):
             known = read_words(folder, description, len(idf))
             lexical = TfidfSVDEmbedding(self.lexical, log, known, idf, directions)
         network = Network(
-            lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked
+            lm,
+            self.dim,
+            1,
+            0,
+            0,
+            self.dropout,
+            1 / self.loss.temperature,
+            self.residual,
+            self.d_asked,
+            self.loss.unit,
         )
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
         put_weights(network, weights, str(folder), not_served(network))
@@ -256,8 +267,8 @@ def known_ids(log: Log, examples: Examples) -> np.ndarray:
 def item_vectors(
     config: KARMA, trainee: Trainee, features: Features, number: np.ndarray
 ) -> np.ndarray:
-    """Unit vectors of all items of the log, (n_items, dim); zeros where an item has neither text,
-    image nor id.
+    """Vectors of all items of the log, (n_items, dim), of length 1 unless the loss is on plain
+    inner products; zeros where an item has neither text, image nor id.
     """
     network = trainee.network
     out = np.zeros((len(number), network.dim), dtype=np.float32)
@@ -272,7 +283,7 @@ def item_vectors(
             mine = trainee.on(number[rows])
             ids = network.ids[mine.clamp(min=0)] * (mine >= 0)[:, None]
         out[rows] = network.mix(text, visual, ids).float().cpu().numpy()
-    return unit_rows(out)
+    return unit_rows(out) if network.unit else out
 
 
 def tells(lm: LM) -> Tensor:
@@ -287,8 +298,8 @@ def tells(lm: LM) -> Tensor:
 
 
 class KarmaEmbedding(Embedding):
-    """Item and user embeddings of length 1; decoders stay on disk until a user embedding is
-    decoded.
+    """Item and user embeddings, of length 1 unless the loss is on plain inner products; decoders
+    stay on disk until a user embedding is decoded.
     """
 
     asks = ("query", "filters")
@@ -412,7 +423,7 @@ class KarmaEmbedding(Embedding):
         if decoder is None or (quick and isinstance(decoder, Autoregressive)):
             return None
         lm = self.network.lm
-        z = torch.from_numpy(self.interests(requests)).to(lm.device)
+        z = self.network.direction(torch.from_numpy(self.interests(requests)).to(lm.device))
         if isinstance(decoder, Autoregressive):
             return decoder.read(lm, z, self.config.text_words)
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
@@ -444,7 +455,7 @@ class KarmaEmbedding(Embedding):
         if isinstance(decoder, BagOfWords):
             at = np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)
             lm, some = self.network.lm, np.sort(requests)[at]
-            z = torch.from_numpy(self.interests(some)).to(lm.device)
+            z = self.network.direction(torch.from_numpy(self.interests(some)).to(lm.device))
             log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
             self.decoders()["prior"] = log_p.mean(dim=0)
 
@@ -482,8 +493,10 @@ class KarmaEmbedding(Embedding):
         chosen = dict(self.log.events.select("request", "item").iter_rows())
         told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
         goal = np.array([chosen[int(r)] for r in told], dtype=np.int64)
-        z = self.interests(told)
-        out["alignment"] = alignment(z, self.vectors[goal])
+        z, target = self.interests(told), self.vectors[goal]
+        if not self.network.unit:  # what is asked of directions
+            z, target = unit_rows(z), unit_rows(target)
+        out["alignment"] = alignment(z, target)
         past = serving_trees(self.log, requests, self.config.length).size
         out |= attention_figures(*self.attention(requests[np.argsort(-past, kind="stable")[:64]]))
         out |= {f"base {name}": value for name, value in self.facts["base"].items()}

@@ -1,16 +1,15 @@
-"""What KARMA is trained by: the action loss, and the decoders that an interest (or a history) must
-be readable by.
+"""The decoders that an interest (or a history) must be readable by; the action loss is in
+`action.py`.
 
-Tensors in, tensors out. [K]: an action loss with exposed-not-clicked negatives; `gen`, the target's
-text from the history; `rec`, the target's text or frozen visual features from the interest alone;
-diffusion as the worse generator of the embedding. [I]: everything else here.
+Tensors in, tensors out. [K]: `gen`, the target's text from the history; `rec`, the target's text or
+frozen visual features from the interest alone; diffusion as the worse generator of the embedding.
+[I]: everything else here.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,176 +17,6 @@ from torch.nn import functional as F
 
 from .backbone import LM, causal
 from .network import word_size
-
-CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
-
-
-# -- action ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """What rows must tell from the rest: row (P,) ascending, target (P,) distinct within a row,
-    weight (P,).
-    """
-
-    row: Tensor
-    target: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class ShownInVain:
-    """Hard negatives of rows: vectors (R, h, d), there (R, h) bool, known (R, h, f) as of targets;
-    each weighs `weight` times as much as another negative.
-    """
-
-    vectors: Tensor
-    there: Tensor
-    known: Tensor
-    weight: float = 1.0
-
-
-class CatalogueSoftmax(torch.autograd.Function):
-    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the
-    same pass.
-
-    The other targets of a row are no negatives of this one, so a pair's denominator is the row's
-    sum less its other targets.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z: Tensor,
-        e: Tensor,
-        pairs: Pairs,
-        scale: Tensor,
-        hard_row: Tensor,
-        hard_item: Tensor,
-        hard_weight: float,
-    ) -> Tensor:
-        row, target, weight = pairs.row, pairs.target, pairs.weight
-        s = float(scale.detach())
-        grad_z, grad_e, grad_s = torch.empty_like(z), torch.zeros_like(e), 0.0
-        total = torch.zeros((), dtype=torch.float64, device=z.device)
-        edges = torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)
-        bounds = torch.searchsorted(row, edges).tolist()
-        hard_bounds = torch.searchsorted(hard_row, edges).tolist()
-        for i, start in enumerate(range(0, len(z), CHUNK)):
-            part = slice(start, start + CHUNK)
-            here_pairs = slice(bounds[i], bounds[i + 1])
-            hards = slice(hard_bounds[i], hard_bounds[i + 1])
-            cosine = torch.mm(z[part], e.T)
-            here, goal, w = row[here_pairs] - start, target[here_pairs], weight[here_pairs]
-            p = cosine * s
-            # so many times as heavy: a weight on exp is a constant on the logit
-            if hard_weight != 1.0:
-                p.index_put_(
-                    (hard_row[hards] - start, hard_item[hards]),
-                    p.new_tensor(math.log(hard_weight)),
-                    accumulate=True,
-                )
-            logit = p[here, goal]
-            top = p.amax(dim=1, keepdim=True)
-            p.sub_(top).exp_()
-            own = p[here, goal]  # (P',)
-            truths = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(0, here, own)
-            # the row's sum over all that is no truth of it
-            others = (p.sum(dim=1) - truths).clamp_min_(0)[here]
-            mine = others + own
-            total += (w * (top[here, 0] + mine.clamp_min(1e-30).log() - logit)).sum()
-            # d loss / d logit: non-truths share sum over pairs of w * p / mine; a truth has w *
-            # (own / mine - 1) of its own pair
-            share = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(
-                0, here, w / mine.clamp_min(1e-30)
-            )
-            p.mul_(share[:, None])
-            p[here, goal] = 0
-            p.index_put_((here, goal), w * (own / mine.clamp_min(1e-30) - 1), accumulate=True)
-            grad_s += float((p * cosine).sum())
-            grad_z[part] = torch.mm(p, e) * s
-            grad_e.addmm_(p.T, z[part], alpha=s)
-        ctx.save_for_backward(grad_z, grad_e, scale.new_tensor(grad_s))
-        return total.to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_z, grad_e, grad_s = ctx.saved_tensors
-        return grad * grad_z, grad * grad_e, None, grad * grad_s, None, None, None
-
-
-def action_catalogue(
-    z: Tensor,
-    e: Tensor,
-    pairs: Pairs,
-    scale: Tensor,
-    hard: Tensor | None = None,
-    hard_weight: float = 1.0,
-) -> Tensor:
-    """Sum over pairs of weight * -log softmax over the whole catalogue [I].
-
-    z (R, d), e (m, d) unit rows; scale (): 1 / temperature. hard (R, h): items shown to the row in
-    vain, -1 for none; they weigh `hard_weight` times as much as another negative.
-    """
-    hard_row = hard_item = torch.zeros(0, dtype=torch.int64, device=z.device)
-    if hard is not None and hard_weight != 1.0:
-        there = hard >= 0
-        row = torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)
-        keys = torch.unique(row[there] * len(e) + hard[there])
-        hard_row, hard_item = keys // len(e), keys % len(e)
-    loss: Tensor = CatalogueSoftmax.apply(z, e, pairs, scale, hard_row, hard_item, hard_weight)
-    return loss
-
-
-def action_in_batch(
-    z: Tensor,
-    e: Tensor,
-    pairs: Pairs,
-    scale: Tensor,
-    log_p: Tensor,
-    known: Tensor,
-    hard: ShownInVain | None = None,
-    threshold: float = 0.99,
-) -> Tensor:
-    """The same sum, its negatives the other pairs' targets in the batch and what the row was shown
-    in vain [K: hard ones; I].
-
-    z (R, d); e (P, d): vector of each pair's target; log_p (P,): log chance that the batch holds
-    this target at all (`log_chance`). A target of the batch enters once, as a negative with logit -
-    log_p (after Yi et al. 2019): the sum over the batch is then on average the sum over the
-    catalogue, and the pair's own target needs no correction; `hard` is not corrected either. False
-    negatives are masked: truths of the same row, and what has a cosine over `threshold` with the
-    target in `known` (P, f), frozen unit features: by the vectors that are being trained, a space
-    that draws together would mask all that could part it.
-    """
-    row, target = pairs.row, pairs.target
-    positive = scale * (z[row] * e).sum(dim=1)
-    # an item stands in the denominator once
-    first = torch.ones(len(target), dtype=torch.bool, device=z.device)
-    order = torch.argsort(target, stable=True)
-    first[order[1:]] = target[order[1:]] != target[order[:-1]]
-    columns = torch.nonzero(first)[:, 0]
-    items = target[columns]
-    negative = (scale * z @ e[columns].T - log_p[columns])[row]  # (P, U)
-    truth = torch.zeros(len(z), len(columns), dtype=torch.bool, device=z.device)
-    truth[row, torch.searchsorted(items[torch.argsort(items)], target)] = True
-    by_item = torch.argsort(torch.argsort(items))  # place of each column among the sorted items
-    false = truth[:, by_item][row] | (known @ known[columns].T > threshold)
-    parts = [positive[:, None], negative.masked_fill(false, -torch.inf)]
-    if hard is not None:
-        vain = scale * torch.einsum("rd,rhd->rh", z, hard.vectors) + math.log(hard.weight)
-        alike = torch.einsum("pf,phf->ph", known, hard.known[row]) > threshold
-        parts.append(vain.masked_fill(~hard.there, -torch.inf)[row].masked_fill(alike, -torch.inf))
-    return (pairs.weight * (torch.logsumexp(torch.cat(parts, dim=1), dim=1) - positive)).sum()
-
-
-def log_chance(share: Tensor, draws: int) -> Tensor:
-    """Log chance that so many draws hold an item at least once, from its share of one draw (0, 1]:
-    (n,) -> (n,).
-    """
-    return torch.log(-torch.expm1(draws * torch.log1p(-share)))
-
 
 # -- words -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ An item is x = text(frozen or trained LM vector) + visual(frozen features) + id;
 length 1, its history token the same x, scaled to the size of a word embedding, with action type and
 time gap added [I; one tied x for both sides: O]. The interest z is a linear map of the last hidden
 state at [INT], at length 1 [I], with the decayed mean of the history's item vectors added to it
-where `residual` says so, and a map of the query's own words where it is given them [O].
+where `residual` says so, and a map of the query's own words where it is given them [O]. An action
+loss on plain inner products leaves item vectors and interests their lengths.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ class Network(nn.Module):
         scale: float,
         residual: bool = False,
         d_asked: int = 0,
+        unit: bool = True,
     ):
         super().__init__()
-        self.dim, self.dropout = dim, dropout
+        self.dim, self.dropout, self.unit = dim, dropout, unit
         self.use(lm)
         self.text = nn.Linear(d_text, dim, bias=False)
         self.visual = nn.Linear(d_visual, dim, bias=False) if d_visual else None
@@ -104,17 +106,26 @@ class Network(nn.Module):
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
     def z(self, hidden: Tensor, batch: Batch, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """User embeddings at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked
-        (R, d_asked): words of the queries.
+        """User embeddings at the [INT] cells: (R, dim), length 1 where `unit`.
+
+        `batch.item` are rows of x. asked (R, d_asked): words of the queries.
         """
         cells = hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)
-        z = F.normalize(self.interest(cells), dim=-1)
+        z = self.to_length(self.interest(cells))
         if self.residual is not None:
             weight, decay = F.softplus(self.residual)
             z = z + weight * self.recent(batch, x, decay)
         if self.asked is not None and self.asked_weight is not None and asked is not None:
             z = z + F.softplus(self.asked_weight) * F.normalize(self.asked(asked), dim=-1)
-        return z if self.residual is None and self.asked is None else F.normalize(z, dim=-1)
+        return z if self.residual is None and self.asked is None else self.to_length(z)
+
+    def to_length(self, x: Tensor) -> Tensor:
+        """Rows at length 1 where `unit`, else as they are."""
+        return F.normalize(x, dim=-1) if self.unit else x
+
+    def direction(self, z: Tensor) -> Tensor:
+        """User embeddings as decoders read them: at length 1, whatever the action loss."""
+        return z if self.unit else F.normalize(z, dim=-1)
 
     def recent(self, batch: Batch, x: Tensor, decay: Tensor) -> Tensor:
         """Weighted mean vector of the items visible to each [INT] cell, each step back weighing

@@ -23,25 +23,30 @@ from ...errors import KarmafunnelError
 from ...log import Log
 from ..embedders import Progress, TfidfSVDEmbedding
 from ..training import Snapshot, copy_weights, seeded
+from .action import ActionBatch, Pairs, Told
 from .backbone import LM, pool
 from .config import KarmaConfig
 from .losses import (
     Autoregressive,
     BagOfWords,
     Masked,
-    Pairs,
-    ShownInVain,
     VectorDecoder,
-    action_catalogue,
-    action_in_batch,
     lm_loss,
-    log_chance,
 )
 from .network import Network
 from .sequences import Batch, Trees, lay_out, training_trees
 
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
-COUNTERS = ("step", "epoch", "place", "seconds", "curve", "running")  # of a `Trainer`
+COUNTERS = (
+    "step",
+    "epoch",
+    "place",
+    "seconds",
+    "curve",
+    "running",
+    "pairs",
+    "alone",
+)  # of a `Trainer`
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ class Examples:
             np.searchsorted(branch, np.arange(len(trees.request) + 1)),
             target,
             (1 / np.bincount(branch)[branch]).astype(np.float32),
-            in_vain(log, number, column, config.hard, seed),
+            in_vain(log, number, column, config.loss.hard, seed),
             word_ids(lm, request_texts(log, trees.request), config.query_words),
         )
 
@@ -252,20 +257,21 @@ class Trainee(nn.Module):
         self.mean, self.turn = map(self.on, features.norm)
         self.visual = None if features.visual is None else self.on(features.visual[items])
         self.seen = None if features.seen is None else self.on(features.seen[items])
-        if config.negatives == "batch":
-            parts = [self.text] if self.visual is None else [self.text, self.visual]
-            # what makes two items the same one
-            self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
-            count = np.bincount(examples.target, minlength=len(items))
-            self.share = self.on(count / len(examples.target))
+        parts = [self.text] if self.visual is None else [self.text, self.visual]
+        # what makes two items the same one
+        self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
+        count = np.bincount(examples.target, minlength=len(items))
+        self.share = self.on(count / len(examples.target))
 
     def on(self, x: np.ndarray) -> Tensor:
         """An array as a tensor on the network's device."""
         return torch.from_numpy(x).to(self.network.lm.device)
 
-    def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, pieces: np.ndarray, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], Told]:
         """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their
-        weight is not 0.
+        weight is not 0; and what the action loss says of its negatives.
         """
         config, network, examples = self.config, self.network, self.examples
         branches, row = examples.trees.branches(pieces)
@@ -285,7 +291,7 @@ class Trainee(nn.Module):
         hard = examples.hard[branches]
         item = batch.item.numpy()
         used = np.arange(len(examples.candidates))
-        if config.negatives == "batch":
+        if not config.loss.whole:
             used = np.unique(np.concatenate([item[item >= 0], target, hard[hard >= 0]]))
         # the last entry answers -1
         number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)
@@ -296,7 +302,20 @@ class Trainee(nn.Module):
         asked = None if self.asked is None else self.asked[self.on(branches)]
         z = network.z(hidden, batch, x, asked)
         goal = Pairs(self.on(of), self.on(number[target]), self.on(examples.weight[pairs]))
-        out = {"act": self.action_loss(z, x, goal, self.on(used), self.on(number[hard]))}
+        said = config.loss.of(
+            ActionBatch(
+                z,
+                network.to_length(x),
+                goal,
+                self.on(number[hard]),
+                network.scale(),
+                self.on(used),
+                self.known,
+                self.share,
+            )
+        )
+        out = {"act": said.total / goal.weight.sum()}
+        z = network.direction(z)
         if config.gen:
             out["gen"] = self.generation_loss(hidden, batch, drawn)
         if self.reconstruct is not None:
@@ -308,7 +327,7 @@ class Trainee(nn.Module):
                 out["rec"] = self.reconstruction_loss(z[self.on(rows)], told[rows], rng)
         if self.see is not None:
             out["see"] = self.visual_loss(z, told, rng)
-        return out
+        return out, said
 
     def vectors(self, used: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Item vectors of some candidates, a share of their ids left out: (m, dim)."""
@@ -320,27 +339,6 @@ class Trainee(nn.Module):
         frozen = self.config.items == "frozen"
         text = self.text[at] if frozen else self.read_text(self.words[used], self.n_words[used])
         return self.network.mix(text, None if self.visual is None else self.visual[at], ids)
-
-    def action_loss(
-        self, z: Tensor, x: Tensor, pairs: Pairs, used: Tensor, shown: Tensor
-    ) -> Tensor:
-        """Mean of the action loss; used (m,): candidates that x holds; targets and `shown` (R, h)
-        are rows of x, -1 for none.
-        """
-        config, scale = self.config, self.network.scale()
-        e = nn.functional.normalize(x, dim=-1)
-        if config.negatives == "catalogue":
-            in_vain = shown if config.hard else None
-            loss = action_catalogue(z, e, pairs, scale, in_vain, config.hard_weight)
-            return loss / pairs.weight.sum()
-        known, hard = self.known[used], None
-        if config.hard:
-            rows = shown.clamp(min=0)
-            hard = ShownInVain(e[rows], shown >= 0, known[rows], config.hard_weight)
-        target = pairs.target
-        log_p = log_chance(self.share[used][target], len(target)).to(z.dtype)
-        loss = action_in_batch(z, e[target], pairs, scale, log_p, known[target], hard)
-        return loss / pairs.weight.sum()
 
     def generation_loss(self, hidden: Tensor, batch: Batch, drawn: np.ndarray) -> Tensor:
         """Mean loss per token, in nats, of the targets' texts given the history, for the branches
@@ -447,6 +445,8 @@ class Trainer:
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []  # mean losses of each finished epoch
         self.running: dict[str, float] = {}  # their sums in this one
+        # pairs of a row and its target in all, and those that masks left without a negative
+        self.pairs = self.alone = 0
 
     # -- checkpoints --
 
@@ -499,7 +499,7 @@ class Trainer:
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "curve": rounded,
-        }
+        } | ({"pairs": self.pairs, "pairs without negatives": self.alone} if self.alone else {})
 
     def put(self, average: Mapping[str, Tensor]) -> None:
         """Put these weights into the trainee."""
@@ -530,6 +530,11 @@ class Trainer:
         self.epoch, self.place, self.running = self.epoch + 1, 0, {}
         means = told(self.curve[-1])
         self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
+        if self.alone:
+            self.progress(
+                f"KARMA: {self.alone:,} of {self.pairs:,} pairs had no negative left after "
+                "masking: their action loss is 0 and teaches nothing"
+            )
         if (file := self.epoch_file(self.epoch)) is not None:
             Snapshot(self.average, self.facts()).write(file)
         self.save()
@@ -540,7 +545,7 @@ class Trainer:
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
-        losses = self.trainee.losses(pieces, rng)
+        losses, said = self.trainee.losses(pieces, rng)
         total = self.trainee.total(losses)
         values = {name: loss.item() for name, loss in losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
@@ -556,6 +561,8 @@ class Trainer:
                 found=f"{found} in epoch {self.epoch + 1}, step {self.step + 1}{where}",
             )
         self.step += 1
+        self.pairs += len(said.left)
+        self.alone += int((said.left == 0).sum())
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, self.step / 50)
         self.optimiser.step()
