@@ -19,6 +19,7 @@ from ..keys import file_of
 from ..models.embedders import Embedder
 from ..stages.rows import Feature
 from ..stages.stage import Stage
+from ..typed import Typed
 from . import datasets, recipes
 from .measure.measures.measure import Measure, kinds
 
@@ -67,9 +68,12 @@ def typed(kind: type) -> str:
     return f"{kind.__name__}({', '.join(words)})"
 
 
-def of_classes(base: type, package: Any) -> list[Entry]:
+def of_classes(base: type, package: Any, name: str = "") -> list[Entry]:
+    """The classes below `base` that a recipe may write, or the one of this name alone."""
     found = []
     for kind in subclasses(base, package):
+        if name and name != kind.__name__:
+            continue
         ours = kind.__module__.startswith(package.__name__)
         if (
             ours
@@ -135,8 +139,12 @@ def listed(what: str) -> list[Entry]:
 
 
 def find(what: str, name: str) -> Entry:
-    """One entry of a list; raises KarmafunnelError for a name that is not there."""
+    """One entry of a list, or a setting that a stage takes; raises KarmafunnelError for a name that
+    is not there.
+    """
     entries = {entry.name: entry for entry in listed(what)}
+    if what == "stages" and name not in entries:  # settings of stages: Sample, PositionBias, LCRON
+        entries |= {one.name: one for one in of_classes(Typed, stages, name)}
     name = name.removesuffix(".py") if what == "recipes" else name
     if name not in entries:
         needs, hint = f"one of {', '.join(entries)}", meant(name, entries)

@@ -75,6 +75,12 @@ def test_with_a_name_it_prints_all_about_one(what):
     assert f"did you mean {listed(what)[0].name}?" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.parametrize("name", ["Sample", "Teacher", "PositionBias", "LCRON", "HNSW"])
+def test_settings_of_stages_are_told_by_name(name):
+    told = CliRunner().invoke(main, ["stages", name])
+    assert told.exit_code == 0 and f"import {name}\n" in told.stdout and "Arguments:" in told.stdout
+
+
 def test_what_recipes_prints_is_a_working_copy(shop, tmp_path):
     for entry in listed("recipes"):
         answer = CliRunner().invoke(main, ["recipes", entry.name])

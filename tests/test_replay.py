@@ -278,12 +278,27 @@ MISTAKES = {
     "no import": (
         "\nrows = {'a': Row()}\n",
         2,
-        "did you mean Row? from karmafunnel.simulator.replay.recipe import Row",
+        "from karmafunnel.simulator.replay.recipe import Row",
     ),
     "a misspelt import": (
         "from karmafunnel.stages.recall import Populer\n",
         1,
         "did you mean Popular? from karmafunnel.stages.recall.popular",
+    ),
+    "an import from elsewhere": (
+        "from karmafunnel.stages.rank import Blend\n",
+        1,
+        "from karmafunnel.stages.blend import Blend",
+    ),
+    "arguments in place of a list": (
+        "from karmafunnel.stages.blend import Blend\n\nfunnel = Blend(1, 2, k=50)\n",
+        3,
+        "Blend takes parts, k, weights",
+    ),
+    "jointly of the last stage": (
+        "from karmafunnel.stages.rank import DINRank\nfunnel = DINRank().jointly(1)\n",
+        2,
+        "a funnel has it: (... >> DINRank(...)).jointly(...)",
     ),
     "a division": ("x = 1\ny = 2\nz = 1 / 0\n", 3, ""),
     "no Python": ("x = 1\nfunnel = (\n", 2, ""),

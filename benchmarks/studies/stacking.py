@@ -213,9 +213,9 @@ def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions)
     type=folder,
     help="A log in place of Worlds; may be given several times.",
 )
-@click.option("--recipe", default=__file__, help="By default this one.")
+@click.option("--recipe", default=__file__, help="The recipe; without it, that of this study.")
 @click.option(
-    "--row", "row_name", default="", help=f"A row of the recipe; of this one {against!r}."
+    "--row", "row_name", default="", help=f"A row of the recipe; without one, {against!r} here."
 )
 @click.option("--over", help="A recipe to hold the end of the funnel against.")
 @click.option("--seed", "of", multiple=True, type=Number("seed"), default=(0,), show_default=True)

@@ -172,7 +172,8 @@ def fit_cascade(
                 alone = ", ".join(f"{x:.4f}" for x in own)
                 progress(
                     f"{who}: epoch {epoch} of at most {options.epochs}, loss"
-                    f" {history[-1]['train']:.4f}, end to end nDCG {ndcg:.4f}, alone {alone}"
+                    f" {history[-1]['train']:.4f}, end to end nDCG {ndcg:.4f},"
+                    f" loss of each network alone {alone}"
                 )
             held = own if options.apart else [-ndcg] * len(models)
             if not np.isfinite(held).all():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bounds import check_seed
-from ...errors import KarmafunnelError, line_of
+from ...errors import KarmafunnelError, line_of, meant
 from ...files import intact, read_json, write_json
 from ...keys import code_of, content_key
 from ...log import Log
@@ -85,7 +85,10 @@ def cells(
     if not recipe.rows:
         raise KarmafunnelError(who, needs="to export `rows` for a table", found="none")
     if unknown := [name for name in only if name not in recipe.rows]:
-        raise KarmafunnelError(who, needs=f"rows among {sorted(recipe.rows)}", found=unknown)
+        hint = meant(unknown[0], recipe.rows)
+        raise KarmafunnelError(
+            who, needs=f"rows among {sorted(recipe.rows)}", found=unknown, hint=hint
+        )
     for seed in seeds:
         check_seed("table", seed)
     wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]

@@ -13,7 +13,8 @@ from .parameters import err, json_flag, out
 WHAT = {
     "recipes": "Built-in recipes, to replay by name; with NAME, the text of one, to copy:"
     " `karmafunnel recipes baseline > mine.py`.",
-    "stages": "Stages of a funnel with their arguments; with NAME, all about one.",
+    "stages": "Stages of a funnel with their arguments; with NAME, all about one, or about what"
+    " stages take, such as Sample.",
     "features": "Features of learned stages with their arguments; with NAME, all about one.",
     "embedders": "Embedders of users and items, with their arguments; with NAME, all about one.",
     "measures": "Measures of a Run; with NAME, all about one.",

@@ -318,6 +318,8 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
         return meant_argument(str(error), module)
     name = getattr(error, "name", None)
     if isinstance(error, AttributeError) and isinstance(name, str):
+        if isinstance(error.obj, Stage) and hasattr(Funnel, name):
+            return f"a funnel has it: (... >> {type(error.obj).__name__}(...)).{name}(...)"
         return meant(name, [one for one in dir(error.obj) if not one.startswith("_")])
     if not isinstance(error, (NameError, ImportError)) or not isinstance(name, str):
         return ""
@@ -331,13 +333,19 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
     if not close:
         return ""
     where = known.get(close)
+    if close == name and where:
+        return f"from {where} import {close}"
     return f"did you mean {close}?" + (f" from {where} import {close}" if where else "")
 
 
 def meant_argument(message: str, module: ModuleType) -> str:
-    """What may have been meant by a keyword argument that a class or function does not take."""
+    """What may have been meant by an argument that a class or function does not take, or has
+    already.
+    """
     told = re.search(
-        r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message
+        r"(\w+)(?:\.__init__)?\(\) got (?:an unexpected keyword|multiple values for) argument"
+        r" '(\w+)'",
+        message,
     )
     if not told or "Did you mean" in message:  # Python 3.13 may say so itself
         return ""
@@ -347,7 +355,8 @@ def meant_argument(message: str, module: ModuleType) -> str:
         takes = list(inspect.signature(getattr(home, called)).parameters)
     except (AttributeError, TypeError, ValueError):
         return ""
-    return meant(name, takes) or f"{called} takes {', '.join(takes)}"
+    close = "" if name in takes else meant(name, takes, cutoff=0.7)
+    return close or f"{called} takes {', '.join(takes)}"
 
 
 def offered() -> dict[str, str]:
