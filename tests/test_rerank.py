@@ -629,6 +629,14 @@ def test_non_dominated_by_hand():
     assert [p["row"] for p in non_dominated(given, "hits", "money", lower=["money"])] == ["c", "a"]
 
 
+@pytest.mark.parametrize(("worse", "mode"), [(3, "markers+text"), (30, "markers")])
+def test_of_many_points_only_the_front_is_labelled(worse, mode):
+    values = {"best": (1, 1)} | {f"worse {i}": (0.5 - i / 100, 0.5) for i in range(worse)}
+    _, beaten, front = pareto_figure(points(values), "hits", "money")["data"]
+    assert beaten["mode"] == mode and front["mode"] == "markers+text"
+    assert len(beaten["hovertext"]) == worse
+
+
 def test_pareto_figure(tmp_path):
     values = {
         "p^0": ((0.6, 0.5, 0.8), (0.3, 0.2, 0.5)),

@@ -16,6 +16,7 @@ from .table import number
 # `row` is the name of the variant; the key of each measure holds its value and, if known, low and
 # high
 Point = Mapping[str, Any]
+LABELLED = 12  # of more points only the front is labelled; the others tell their names on hover
 
 
 def non_dominated(
@@ -54,8 +55,8 @@ def pareto_figure(
     lower: Sequence[str] = (),
     log_x: bool = False,
 ) -> Plot:
-    """A figure with one labelled point per variant, intervals as bars, and the points that no other
-    dominates in colour and connected.
+    """A figure with one labelled point per variant (of many, only the best are labelled), intervals
+    as bars, and the points that no other dominates in colour and connected.
 
     Args:
         points: a point without a value in either measure is left out.
@@ -100,7 +101,7 @@ def pareto_figure(
         data.append(
             {
                 "type": "scatter",
-                "mode": "markers+text",
+                "mode": "markers+text" if len(known) <= LABELLED or mine is front else "markers",
                 "x": [p[x]["value"] for p in mine],
                 "y": [p[y]["value"] for p in mine],
                 "error_x": bars([p[x] for p in mine], colour),
