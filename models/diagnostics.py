@@ -85,6 +85,17 @@ def effective_rank(x: np.ndarray) -> float:
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
 
 
+def participation_ratio(x: np.ndarray) -> float:
+    """(sum l)^2 / sum l^2 of the eigenvalues l of the covariance of rows (n, d): 1 to min(n, d).
+
+    It counts the directions that hold most of the variance, where the effective rank counts small
+    ones, too.
+    """
+    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    variance = np.linalg.svd(centred, compute_uv=False) ** 2
+    return float(variance.sum() ** 2 / max((variance**2).sum(), 1e-60))
+
+
 def uniformity(x: np.ndarray, seed: int = 0) -> float:
     """log of the mean of exp(-2 |x - y|^2) over pairs of unit rows (Wang & Isola 2020): 0 all
     alike, near -4 spread out.

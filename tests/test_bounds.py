@@ -4,6 +4,7 @@ and embedders; every name.
 
 import dataclasses
 import importlib
+import inspect
 import math
 import pkgutil
 import subprocess
@@ -347,7 +348,6 @@ def values() -> list[type]:
     inside = {
         "Config",
         "Options",
-        "ShownInVain",
         "Shape",
         "Made",
         "Isotonic",
@@ -359,7 +359,9 @@ def values() -> list[type]:
     kept = [
         c
         for c in kept
-        if c.__dataclass_params__.frozen and not any(c.__name__.endswith(name) for name in inside)
+        if c.__dataclass_params__.frozen
+        and not inspect.isabstract(c)
+        and not any(c.__name__.endswith(name) for name in inside)
     ]
     return sorted(set(kept), key=lambda c: c.__name__)
 

@@ -523,7 +523,7 @@ def test_rec_cannot_see_the_history(
     ]
 
     def slopes(name: str) -> list[torch.Tensor | None]:
-        found, _ = trainee.losses(np.arange(8), np.random.default_rng(0))
+        found = trainee.losses(np.arange(8), np.random.default_rng(0)).losses
         return list(torch.autograd.grad(found[name], made_by, allow_unused=True))
 
     assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("rec"))
@@ -675,6 +675,36 @@ def test_pairs_that_masks_leave_without_negatives_are_told(shop: Log, cache: Pat
     assert "pairs without negatives" not in some.facts and "no negative" not in said[-1]
 
 
+def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -> None:
+    value = replace(SMALL, loss=MaskedNCE(mask=0.3), epochs=1)
+    plain = value.fit(shop, seed=0)
+    watched = replace(value, watch=2).fit(shop, seed=0)
+    assert watched.items().tobytes() == plain.items().tobytes()
+    assert "watched" not in plain.facts
+    rows = watched.facts["watched"]
+    assert [row["step"] for row in rows] == list(range(2, watched.facts["steps"] + 1, 2))
+    assert all(math.isfinite(x) for row in rows for x in row.values())
+    assert all(0 <= row["negatives masked"] < 1 for row in rows)
+    assert any(row["negatives masked"] > 0 for row in rows)
+    assert json.loads(json.dumps(rows)) == rows
+    # the first step, by hand: weights as they start
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    trainee, _ = value.trainee(shop, lm, features, 0, None)
+    step = trainee.losses(np.arange(8), np.random.default_rng(0))
+    figures, z = step.figures(), step.z.numpy()
+    assert figures["length, interests"] == pytest.approx(1, abs=1e-5)
+    assert figures["length, items"] == pytest.approx(
+        np.linalg.norm(step.x.numpy(), axis=1).mean(), rel=1e-5
+    )
+    s = np.linalg.svd(z - z.mean(axis=0), compute_uv=False) ** 2
+    assert figures["participation ratio, interests"] == pytest.approx(
+        s.sum() ** 2 / (s**2).sum(), rel=1e-4
+    )
+    told = step.said
+    share = told.masked.sum().item() / (told.masked.sum() + told.left.sum()).item()
+    assert figures["negatives masked"] == pytest.approx(share)
+
+
 def test_plain_inner_products_keep_their_lengths(shop: Log, cache: Path, tmp_path: Path) -> None:
     """In serving, too; decoders read the direction alone."""
     value = replace(SMALL, loss=Pairwise(), rec=0.3)
@@ -735,7 +765,7 @@ def test_ids_start_where_items_met_among_the_users_trained_on(
 def test_a_killed_fit_goes_on_bit_for_bit(
     loss: action.ActionLoss, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = replace(SMALL, loss=loss, gen=0.1, rec=0.1)
+    value = replace(SMALL, loss=loss, gen=0.1, rec=0.1, watch=3)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     real, steps = training.Trainer.one_step, []
@@ -754,7 +784,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(
     again = value.fit(shop, seed=2, progress=said.append, cache=tmp_path / "cut")
     assert any("goes on after epoch 0, step 6" in message for message in said)
     assert again.items().tobytes() == whole.items().tobytes()
-    facts = ("curve", "pairs", "pairs without negatives")
+    facts = ("curve", "watched", "pairs", "pairs without negatives")
     assert [again.facts.get(x) for x in facts] == [whole.facts.get(x) for x in facts]
 
 
@@ -1079,6 +1109,11 @@ def test_shape_of_vectors() -> None:
     eye = np.concatenate([np.eye(4), -np.eye(4)])
     assert diagnose.effective_rank(eye) == pytest.approx(4)
     assert diagnose.effective_rank(np.outer([1, -1, 2, -2], [1.0, 2])) == pytest.approx(1)
+    # variances 9 and 1 in two directions: (9 + 1)^2 / (81 + 1)
+    two = np.array([[3.0, 0, 7], [-3, 0, 7], [0, 1, 7], [0, -1, 7]])
+    assert diagnose.participation_ratio(two) == pytest.approx(100 / 82)
+    assert diagnose.participation_ratio(eye) == pytest.approx(4)
+    assert diagnose.participation_ratio(np.ones((3, 2))) == 0
     assert diagnose.uniformity(np.tile([1.0, 0], (5, 1))) == pytest.approx(0)
     assert diagnose.uniformity(np.array([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
     assert diagnose.alignment(

@@ -61,6 +61,9 @@ class KarmaConfig:
         dropout, rate, weight_decay, average, epochs: of the training.
         batch: pieces of user histories in a step.
         share: share of W1's users that are trained on.
+        watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`:
+            losses, share of masked negatives, lengths, effective rank, participation ratio,
+            uniformity; 0 for never. Vectors are the same with and without it.
     """
 
     backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)
@@ -90,6 +93,7 @@ class KarmaConfig:
     batch: int = 32
     epochs: int = 6
     share: float = 1.0
+    watch: int = 0
 
     def __post_init__(self) -> None:
         choices = {
@@ -132,6 +136,7 @@ class KarmaConfig:
             "dropout",
             id_dropout=(0.0, 1.0),
             share=(1e-9, 1.0),
+            watch=(0, None),
         )
         needs(self, average=(0.0, 0.999999))
         if self.rec and self.decoder == "masked" and self.text_words > Masked.most:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import KarmafunnelError
 from ...log import Log
+from ..diagnostics import isotropy, participation_ratio, unit
 from ..embedders import Progress, TfidfSVDEmbedding
 from ..training import Snapshot, copy_weights, seeded
 from .action import ActionBatch, Pairs, Told
@@ -36,6 +37,7 @@ from .losses import (
 from .network import Network
 from .sequences import Batch, Trees, lay_out, training_trees
 
+WATCHED = 1024  # vectors of a step whose shape is told
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 COUNTERS = (
     "step",
@@ -46,6 +48,7 @@ COUNTERS = (
     "running",
     "pairs",
     "alone",
+    "watched",
 )  # of a `Trainer`
 
 
@@ -217,6 +220,38 @@ def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: i
 # -- one step --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a batch gives: mean losses, `act`, and `gen`, `rec`, `see` where their weight is not 0;
+    what the action loss says of its negatives; user embeddings z (R, d) as it reads them, item
+    vectors x (m, d) before they are put to length 1.
+    """
+
+    losses: dict[str, Tensor]
+    said: Told
+    z: Tensor
+    x: Tensor
+
+    def figures(self) -> dict[str, float]:
+        """Diagnostics of the batch by name, those of `models/diagnostics.py` over at most WATCHED
+        of its items and of its user embeddings. A rank is at most that number.
+        """
+        left, masked = int(self.said.left.sum()), int(self.said.masked.sum())
+        found = {
+            "negatives masked": masked / max(left + masked, 1),
+            "pairs without negatives": float((self.said.left == 0).float().mean()),
+        }
+        both = {}
+        for name, x in (("items", self.x), ("interests", self.z)):
+            at = torch.linspace(0, len(x) - 1, min(len(x), WATCHED), device=x.device).long()
+            both[name] = x[at].float().cpu().numpy()
+            found[f"length, {name}"] = float(np.linalg.norm(both[name], axis=1).mean())
+        found |= isotropy(both["items"], both["interests"])
+        for name, rows in both.items():
+            found[f"participation ratio, {name}"] = participation_ratio(unit(rows))
+        return found
+
+
 class Trainee(nn.Module):
     """The network with its decoders: one step's losses by name."""
 
@@ -267,12 +302,8 @@ class Trainee(nn.Module):
         """An array as a tensor on the network's device."""
         return torch.from_numpy(x).to(self.network.lm.device)
 
-    def losses(
-        self, pieces: np.ndarray, rng: np.random.Generator
-    ) -> tuple[dict[str, Tensor], Told]:
-        """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their
-        weight is not 0; and what the action loss says of its negatives.
-        """
+    def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> Step:
+        """Mean losses over the branches of some pieces."""
         config, network, examples = self.config, self.network, self.examples
         branches, row = examples.trees.branches(pieces)
         pairs, of = examples.pairs(branches)
@@ -315,6 +346,7 @@ class Trainee(nn.Module):
             )
         )
         out = {"act": said.total / goal.weight.sum()}
+        step = Step(out, said, z.detach(), x.detach())
         z = network.direction(z)
         if config.gen:
             out["gen"] = self.generation_loss(hidden, batch, drawn)
@@ -327,7 +359,7 @@ class Trainee(nn.Module):
                 out["rec"] = self.reconstruction_loss(z[self.on(rows)], told[rows], rng)
         if self.see is not None:
             out["see"] = self.visual_loss(z, told, rng)
-        return out, said
+        return step
 
     def vectors(self, used: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Item vectors of some candidates, a share of their ids left out: (m, dim)."""
@@ -447,6 +479,7 @@ class Trainer:
         self.running: dict[str, float] = {}  # their sums in this one
         # pairs of a row and its target in all, and those that masks left without a negative
         self.pairs = self.alone = 0
+        self.watched: list[dict[str, float]] = []  # diagnostics of every `watch`-th step
 
     # -- checkpoints --
 
@@ -494,12 +527,15 @@ class Trainer:
         rounded = [
             {name: round(value, 4) for name, value in losses.items()} for losses in self.curve
         ]
-        return {
+        found: dict[str, Any] = {
             "epochs": self.epoch,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "curve": rounded,
-        } | ({"pairs": self.pairs, "pairs without negatives": self.alone} if self.alone else {})
+        }
+        if self.alone:
+            found |= {"pairs": self.pairs, "pairs without negatives": self.alone}
+        return found | ({"watched": self.watched} if self.config.watch else {})
 
     def put(self, average: Mapping[str, Tensor]) -> None:
         """Put these weights into the trainee."""
@@ -545,9 +581,9 @@ class Trainer:
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
-        losses, said = self.trainee.losses(pieces, rng)
-        total = self.trainee.total(losses)
-        values = {name: loss.item() for name, loss in losses.items()}
+        step = self.trainee.losses(pieces, rng)
+        total = self.trainee.total(step.losses)
+        values = {name: loss.item() for name, loss in step.losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
@@ -561,8 +597,13 @@ class Trainer:
                 found=f"{found} in epoch {self.epoch + 1}, step {self.step + 1}{where}",
             )
         self.step += 1
-        self.pairs += len(said.left)
-        self.alone += int((said.left == 0).sum())
+        self.pairs += len(step.said.left)
+        self.alone += int((step.said.left == 0).sum())
+        if self.config.watch and self.step % self.config.watch == 0:
+            figures = {**values, "length, gradient": norm.item(), **step.figures()}
+            self.watched.append(
+                {"step": self.step} | {name: float(f"{x:.6g}") for name, x in figures.items()}
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, self.step / 50)
         self.optimiser.step()
