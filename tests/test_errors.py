@@ -12,7 +12,7 @@ ROOT = Path(karmafunnel.__file__).parent
 CODE = [
     p
     for p in ROOT.rglob("*.py")
-    if not {"tests", ".venv", "build", ".mypy_root"} & set(p.relative_to(ROOT).parts)
+    if not {"tests", ".venv", "build", "out", ".mypy_root"} & set(p.relative_to(ROOT).parts)
 ]
 
 
