@@ -327,11 +327,13 @@ def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
     why = funnel.explain(kept["request_id"], kept["item_id"])
     assert why["stage"].to_list() == ["recall", "prerank", "rank"] and why["kept"].all()
     assert why["rank"].to_list() == [kept["recall.rank"], kept["prerank.rank"], kept["rank.rank"]]
-    for told in why["why"][1:]:  # which of its features a stage names depends on its trees
+    for told in why["why"][1:]:
         sizes = [abs(float(size)) for size in re.findall(r"=\S+ \(([+-][\d.]+)\)", told)]
         assert len(sizes) == len(told.split(", ")) > 1 and sizes == sorted(sizes, reverse=True)
-    assert re.search(r"(similarity_tfidf|popularity|upstream)\w*=", why["why"][1])
-    assert re.search(r"(bm25|price|own|upstream|recall)[\w.]*=", why["why"][2])
+    reasons = ""
+    for row in table(run, "ledger").filter(pl.col("lost").is_null()).rows(named=True)[:20]:
+        reasons += "".join(funnel.explain(row["request_id"], row["item_id"])["why"][1:])
+    assert "upstream_score=" in reasons  # of which item depends on the rounding of BLAS
     with pytest.raises(KarmafunnelError) as raised:
         funnel.explain("nobody")
     assert raised.value.needs.startswith("request ids of the log")
