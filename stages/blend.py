@@ -91,8 +91,7 @@ class Blend(Stage):
             fitted.weights = fitted.fit_weights(upstream, most)
         elif self.weights:
             fitted.weights = np.asarray(self.weights, dtype=np.float64)
-        if self.calibrated and upstream is not None:
-            fitted.calibrate(self.calibrated, upstream, most)
+        fitted.calibrate(self.calibrated, upstream, most)
         return fitted
 
     def _own(self) -> list[Learner]:
@@ -110,8 +109,7 @@ class Blend(Stage):
         for i, part in enumerate(self._own()):
             parts.append(part.load(folder / f"part{i}", context))
         fitted = FittedBlend(self, context, tuple(parts), np.array(kept["weights"], np.float64))
-        if self.calibrated:
-            fitted.read_calibration(folder)
+        fitted.read_calibration(self.calibrated, folder)
         return fitted
 
 

@@ -136,8 +136,7 @@ class CascadeLoss(Together):
         fitted: list[FittedStage] = []
         for stage, model in zip(networks, models, strict=True):
             ready = FittedJoint(stage, context, model, networks[0].name)
-            if stage.calibrated:
-                ready.calibrate(stage.calibrated, upstream, stage.sample.requests)
+            ready.calibrate(stage.calibrated, upstream, stage.sample.requests)
             fitted.append(ready)
         return fitted
 
@@ -148,8 +147,7 @@ class CascadeLoss(Together):
         assert isinstance(stage, Neural)
         model = ctr.load_ctr(folder / "model", vectors=stage.vectors(context))
         ready = FittedJoint(stage, context, model.to(context.device), first.name)
-        if stage.calibrated:
-            ready.read_calibration(folder)
+        ready.read_calibration(stage.calibrated, folder)
         return ready
 
     def grades(self, lists: Cascade, scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -405,8 +405,14 @@ class Learned(FittedStage):
         """Scores on an unbounded scale, which calibration and students read: (n_rows,)."""
         return score
 
-    def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
-        """Fit score -> probability on at most `most` requests of W2b."""
+    def calibrate(self, kind: Calibrated, upstream: FittedFunnel | None, most: int) -> None:
+        """Fit score -> probability on at most `most` requests of W2b; nothing for the kind "" and
+        without an upstream.
+        """
+        if kind and upstream is not None:
+            self._calibrate(kind, upstream, most)
+
+    def _calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         scores, labels = [], []
         for rows, chosen in shown_in_w2b(self.context, upstream, most):
             scores.append(np.asarray(self.score(rows))[chosen])
@@ -422,7 +428,12 @@ class Learned(FittedStage):
         if self.calibration is not None:
             save_calibration(self.calibration, folder / "calibration.json")
 
-    def read_calibration(self, folder: Path) -> None:
+    def read_calibration(self, kind: Calibrated, folder: Path) -> None:
+        """Read what `calibrate` fitted and `save` wrote; nothing for the kind ""."""
+        if kind:
+            self._read_calibration(folder)
+
+    def _read_calibration(self, folder: Path) -> None:
         self.calibration = load_calibration(folder / "calibration.json")
 
 

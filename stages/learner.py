@@ -153,8 +153,7 @@ class Boosted(Learner):
             progress=context.detail,
         )
         fitted = FittedBoosted(self, context, booster)
-        if self.calibrated and upstream is not None:
-            fitted.calibrate(self.calibrated, upstream, self.sample.requests)
+        fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
     def _labels(self, table: TrainingRows, teacher: Teachers | None) -> np.ndarray:
@@ -166,8 +165,7 @@ class Boosted(Learner):
 
     def load(self, folder: Path, context: Context) -> FittedBoosted:
         fitted = FittedBoosted(self, context, gbdt.load_gbdt(folder / "trees.txt"))
-        if self.calibrated:
-            fitted.read_calibration(folder)
+        fitted.read_calibration(self.calibrated, folder)
         return fitted
 
 
@@ -265,8 +263,7 @@ class Neural(Learner):
             progress=context.detail,
         )
         fitted = self.ready(context, model)
-        if self.calibrated and upstream is not None:
-            fitted.calibrate(self.calibrated, upstream, self.sample.requests)
+        fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
     def ready(self, context: Context, model: ctr.ClickModel) -> FittedNeural:
@@ -337,8 +334,7 @@ class Neural(Learner):
     def load(self, folder: Path, context: Context) -> FittedNeural:
         model = ctr.load_ctr(folder / "model", vectors=self.vectors(context))
         fitted = self.ready(context, model.to(context.device))
-        if self.calibrated:
-            fitted.read_calibration(folder)
+        fitted.read_calibration(self.calibrated, folder)
         return fitted
 
 

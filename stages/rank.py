@@ -204,7 +204,7 @@ class FittedESMM(FittedNeural):
 
     both: tuple[Calibration, Calibration] | None = None
 
-    def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
+    def _calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         logits, clicks, purchases = [], [], []
         for rows, chosen in shown_in_w2b(self.context, upstream, most):
             logits.append(self.logits(rows)[chosen])
@@ -251,5 +251,5 @@ class FittedESMM(FittedNeural):
         for what, calibration in zip(("click", "buy"), self.both or (), strict=False):
             save_calibration(calibration, folder / f"{what}.json")
 
-    def read_calibration(self, folder: Path) -> None:
+    def _read_calibration(self, folder: Path) -> None:
         self.both = load_calibration(folder / "click.json"), load_calibration(folder / "buy.json")
