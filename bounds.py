@@ -205,6 +205,13 @@ def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
             raise KarmafunnelError(who, what=name, needs=allowed, found=quoted(value))
 
 
+def check_switch(who: str, /, **values: Any) -> None:
+    """Raises KarmafunnelError, naming `who` and the value, unless each is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise KarmafunnelError(who, what=name, needs="True or False", found=repr(value))
+
+
 def several(who: str, what: str, values: Any, needs: str) -> tuple[Any, ...]:
     """Several values as a tuple, those of an array as plain numbers; raises KarmafunnelError for
     one value alone.

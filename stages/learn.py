@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.special import expit
 
-from ..bounds import Bound, check_bound, needs, several
+from ..bounds import Bound, check_bound, check_switch, needs, several
 from ..errors import KarmafunnelError, quoted
 from ..log import rows_of
 from ..models import examination
@@ -80,9 +80,7 @@ class Sample(Typed):
     blocks: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.exposed, bool):
-            found = repr(self.exposed)
-            raise KarmafunnelError("Sample", what="exposed", needs="True or False", found=found)
+        check_switch("Sample", exposed=self.exposed)
         needs(self, "passed", "random", "requests", blocks=(1, MOST))
         given = self.windows if isinstance(self.windows, tuple) else ()
         if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):

@@ -700,7 +700,7 @@ def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -
     assert figures["participation ratio, interests"] == pytest.approx(
         s.sum() ** 2 / (s**2).sum(), rel=1e-4
     )
-    told = step.said
+    told = step.action
     share = told.masked.sum().item() / (told.masked.sum() + told.left.sum()).item()
     assert figures["negatives masked"] == pytest.approx(share)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...bounds import needs
+from ...bounds import check_switch, needs
 from ...errors import KarmafunnelError
 from ...typed import Typed
 
@@ -24,7 +24,7 @@ CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 ALIKE = 0.99  # frozen features with a higher cosine are those of the same item
 
 
-# -- what a loss reads and says --------------------------------------------------------------------
+# -- what a loss reads and returns -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,9 @@ class ActionBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What an action loss says: the sum of weight * loss over the pairs; (P,) each, the negatives
-    that a pair is told from and those that were masked as being its target.
+class ActionResult:
+    """The sum of weight * loss over the pairs; and for each pair, (P,), how many negatives it was
+    told from and how many were masked as being its target.
     """
 
     total: Tensor
@@ -93,7 +93,7 @@ class ActionLoss(Typed, ABC):
         return True
 
     @abstractmethod
-    def of(self, batch: ActionBatch) -> Told:
+    def of(self, batch: ActionBatch) -> ActionResult:
         """The loss of a batch."""
 
 
@@ -110,11 +110,11 @@ class Softmax(ActionLoss):
 
     whole: ClassVar[bool] = True
 
-    def of(self, batch: ActionBatch) -> Told:
+    def of(self, batch: ActionBatch) -> ActionResult:
         z, e, pairs = batch.z, batch.e, batch.pairs
         total = action_catalogue(z, e, pairs, batch.scale, batch.shown, self.hard_weight)
         left = len(e) - torch.bincount(pairs.row, minlength=len(z))[pairs.row]
-        return Told(total, left, torch.zeros_like(left))
+        return ActionResult(total, left, torch.zeros_like(left))
 
 
 class CatalogueSoftmax(torch.autograd.Function):
@@ -240,10 +240,11 @@ class Terms:
         first[order[1:]] = target[order[1:]] != target[order[:-1]]
         column = torch.nonzero(first)[:, 0]
         items = target[column]
+        by = torch.argsort(items)
         other = (scale * z @ goal[column].T)[row]  # (P, U)
         truth = torch.zeros(len(z), len(column), dtype=torch.bool, device=z.device)
-        truth[row, torch.searchsorted(items[torch.argsort(items)], target)] = True
-        by_item = torch.argsort(torch.argsort(items))  # place of each column among sorted items
+        truth[row, torch.searchsorted(items[by], target)] = True
+        by_item = torch.argsort(by)  # place of each column among sorted items
         own, alike_other = truth[:, by_item][row], same @ same[column].T > alike
         shown = batch.shown
         rows = shown.clamp(min=0)
@@ -261,10 +262,10 @@ class Terms:
             masked,
         )
 
-    def told(self, each: Tensor, weight: Tensor) -> Told:
+    def result(self, each: Tensor, weight: Tensor) -> ActionResult:
         """The loss of each pair, (P,), with what it was told from."""
         left = self.is_other.sum(dim=1) + self.is_vain.sum(dim=1)
-        return Told((weight * each).sum(), left, self.masked)
+        return ActionResult((weight * each).sum(), left, self.masked)
 
     def softmax(self, log_p: Tensor | float, hard_weight: float) -> Tensor:
         """-log softmax of each pair's target, (P,); log_p (U,) is taken from the batch's items."""
@@ -272,8 +273,8 @@ class Terms:
         parts = [
             self.positive[:, None],
             (self.other - log_p).masked_fill(~self.is_other, -torch.inf),
+            vain.masked_fill(~self.is_vain, -torch.inf),
         ]
-        parts.append(vain.masked_fill(~self.is_vain, -torch.inf))
         return torch.logsumexp(torch.cat(parts, dim=1), dim=1) - self.positive
 
 
@@ -296,9 +297,9 @@ class InBatch(ActionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_switch(self, "logq")
+        check_switch("InBatch", logq=self.logq)
 
-    def of(self, batch: ActionBatch) -> Told:
+    def of(self, batch: ActionBatch) -> ActionResult:
         known = batch.known[batch.item]
         terms = Terms.of(batch, batch.scale, known, ALIKE)
         log_p: Tensor | float = 0.0
@@ -306,7 +307,7 @@ class InBatch(ActionLoss):
             item = batch.item[batch.pairs.target[terms.column]]
             chance = log_chance(batch.share[item], len(batch.pairs.target))
             log_p = chance.to(batch.z.dtype)
-        return terms.told(terms.softmax(log_p, self.hard_weight), batch.pairs.weight)
+        return terms.result(terms.softmax(log_p, self.hard_weight), batch.pairs.weight)
 
 
 @dataclass(frozen=True, repr=False)
@@ -327,7 +328,7 @@ class Pairwise(ActionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_switch(self, "cosine")
+        check_switch("Pairwise", cosine=self.cosine)
         if not self.cosine and self.temperature != Pairwise.temperature:
             raise KarmafunnelError(
                 "Pairwise",
@@ -340,13 +341,13 @@ class Pairwise(ActionLoss):
     def unit(self) -> bool:
         return self.cosine
 
-    def of(self, batch: ActionBatch) -> Told:
+    def of(self, batch: ActionBatch) -> ActionResult:
         scale = batch.scale if self.cosine else 1.0
         terms = Terms.of(batch, scale, batch.known[batch.item], ALIKE)
         behind = terms.positive[:, None]
         each = (F.softplus(terms.other - behind) * terms.is_other).sum(dim=1)
         vain = (F.softplus(terms.vain - behind) * terms.is_vain).sum(dim=1)
-        return terms.told(each + self.hard_weight * vain, batch.pairs.weight)
+        return terms.result(each + self.hard_weight * vain, batch.pairs.weight)
 
 
 @dataclass(frozen=True, repr=False)
@@ -369,18 +370,10 @@ class MaskedNCE(ActionLoss):
         super().__post_init__()
         needs(self, mask=(0.0, 1.0))
 
-    def of(self, batch: ActionBatch) -> Told:
+    def of(self, batch: ActionBatch) -> ActionResult:
         alike = self.mask if self.mask < 1 else math.inf  # rounding may say 1.0000001
         terms = Terms.of(batch, batch.scale, batch.e.detach(), alike)
-        return terms.told(terms.softmax(0.0, self.hard_weight), batch.pairs.weight)
-
-
-def is_switch(value: ActionLoss, name: str) -> None:
-    """Raises KarmafunnelError unless a field is True or False."""
-    if not isinstance(getattr(value, name), bool):
-        raise KarmafunnelError(
-            type(value).__name__, what=name, needs="True or False", found=repr(getattr(value, name))
-        )
+        return terms.result(terms.softmax(0.0, self.hard_weight), batch.pairs.weight)
 
 
 def log_chance(share: Tensor, draws: int) -> Tensor:

@@ -24,7 +24,7 @@ from ...log import Log
 from ..diagnostics import isotropy, participation_ratio, unit
 from ..embedders import Progress, TfidfSVDEmbedding
 from ..training import Snapshot, copy_weights, seeded
-from .action import ActionBatch, Pairs, Told
+from .action import ActionBatch, ActionResult, Pairs
 from .backbone import LM, pool
 from .config import KarmaConfig
 from .losses import (
@@ -228,7 +228,7 @@ class Step:
     """
 
     losses: dict[str, Tensor]
-    said: Told
+    action: ActionResult
     z: Tensor
     x: Tensor
 
@@ -236,10 +236,10 @@ class Step:
         """Diagnostics of the batch by name, those of `models/diagnostics.py` over at most WATCHED
         of its items and of its user embeddings. A rank is at most that number.
         """
-        left, masked = int(self.said.left.sum()), int(self.said.masked.sum())
+        left, masked = int(self.action.left.sum()), int(self.action.masked.sum())
         found = {
             "negatives masked": masked / max(left + masked, 1),
-            "pairs without negatives": float((self.said.left == 0).float().mean()),
+            "pairs without negatives": float((self.action.left == 0).float().mean()),
         }
         both = {}
         for name, x in (("items", self.x), ("interests", self.z)):
@@ -333,7 +333,7 @@ class Trainee(nn.Module):
         asked = None if self.asked is None else self.asked[self.on(branches)]
         z = network.z(hidden, batch, x, asked)
         goal = Pairs(self.on(of), self.on(number[target]), self.on(examples.weight[pairs]))
-        said = config.loss.of(
+        action = config.loss.of(
             ActionBatch(
                 z,
                 network.to_length(x),
@@ -345,8 +345,8 @@ class Trainee(nn.Module):
                 self.share,
             )
         )
-        out = {"act": said.total / goal.weight.sum()}
-        step = Step(out, said, z.detach(), x.detach())
+        out = {"act": action.total / goal.weight.sum()}
+        step = Step(out, action, z.detach(), x.detach())
         z = network.direction(z)
         if config.gen:
             out["gen"] = self.generation_loss(hidden, batch, drawn)
@@ -597,8 +597,8 @@ class Trainer:
                 found=f"{found} in epoch {self.epoch + 1}, step {self.step + 1}{where}",
             )
         self.step += 1
-        self.pairs += len(step.said.left)
-        self.alone += int((step.said.left == 0).sum())
+        self.pairs += len(step.action.left)
+        self.alone += int((step.action.left == 0).sum())
         if self.config.watch and self.step % self.config.watch == 0:
             figures = {**values, "length, gradient": norm.item(), **step.figures()}
             self.watched.append(
