@@ -15,9 +15,9 @@ from .simulator.commands import MODULES, SECTIONS
 from .terminal import Console
 
 
-class Told(click.Command):
-    """A command that an error which a user can cause ends with one line and exit code 1 (130:
-    interrupted).
+class OneLineErrors(click.Command):
+    """A command that tells an error of its user in one line and ends with exit code 1; 130 where it
+    was interrupted.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -35,7 +35,7 @@ class Told(click.Command):
         ctx.exit(130 if message == "interrupted" else 1)
 
 
-class Main(Told, click.Group):
+class Main(OneLineErrors, click.Group):
     """Imports a command only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -199,11 +199,11 @@ def modules_after(words: list[str]) -> set[str]:
 
 
 def test_no_command_that_tells_errors_ends_by_an_exit_of_its_own():
-    """`Told` would tell it as an exit of a recipe's code; a command says `ctx.exit`."""
+    """`OneLineErrors` would tell it as an exit of a recipe's code; a command says `ctx.exit`."""
     root, told = Path(__file__).parents[1], 0
     for path in (root / "benchmarks").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if "cls=Told" in text:
+        if "cls=OneLineErrors" in text:
             told += 1
             assert "sys.exit(" not in text and "SystemExit" not in text, path
     assert told > 10

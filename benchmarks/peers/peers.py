@@ -31,7 +31,7 @@ import click
 import numpy as np
 import polars as pl
 from karmafunnel.asof import NEVER
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.keys import code_digest, content_key
@@ -736,7 +736,7 @@ def write(found: Comparison, out: Path, command: str) -> None:
     write_curve(curve, out / "pareto.html", f"{title}: quality and time")
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import click
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.simulator.replay import jobs
@@ -160,7 +160,7 @@ def print_sharing(recipe: Recipe, log: Log, requests: int, at: Path) -> None:
     print(f"fits and replays {sum(together) / (fit + replayed):.2f} times")
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option("--items", default=20_000, show_default=True)
 @click.option(
     "--requests",

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import click
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
@@ -33,7 +33,7 @@ def world() -> Log:
     return Log.open(folder)
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.argument("log", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", default="baseline", show_default=True)
 @click.option(

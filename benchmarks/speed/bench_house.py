@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from ...cli import Told
+from ...cli import OneLineErrors
 from ...simulator.report.table import Table, print_table
 from ...terminal import Console
 from ..validation.golden import both
@@ -134,7 +134,7 @@ def seconds_of_help(home: Path) -> float:
     return min(found)
 
 
-@click.command(cls=Told, help=__doc__.split("\n\n")[0] if __doc__ else "")
+@click.command(cls=OneLineErrors, help=__doc__.split("\n\n")[0] if __doc__ else "")
 @click.argument("commit")
 def main(commit: str) -> None:
     """Count and time both, print the table."""

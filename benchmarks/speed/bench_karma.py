@@ -15,7 +15,7 @@ from functools import partial
 import click
 import numpy as np
 import torch
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.karma.train import Trainee, pieces_of_epoch
 from karmafunnel.simulator.report.table import Table, print_table
@@ -62,7 +62,7 @@ class Counter:
         )
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 def main(threads: int) -> None:
     """Measure and print."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import numpy as np
 import simpy
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
@@ -120,7 +120,7 @@ def one(n: int, folder: Path) -> dict[str, float | str]:
     }
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option("--requests", "n", default=100_000, show_default=True)
 @click.option("--child", type=int, hidden=True)
 def main(n: int, child: int | None) -> None:

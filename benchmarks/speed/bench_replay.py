@@ -24,7 +24,7 @@ import click
 import faiss
 import numpy as np
 import polars as pl
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
@@ -163,7 +163,7 @@ def growth(items: int, requests: int) -> None:
     )
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option("--items", default=50_000, show_default=True)
 @click.option("--requests", default=20_000, show_default=True)
 @click.option(

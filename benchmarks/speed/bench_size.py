@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ...cli import Told
+from ...cli import OneLineErrors
 from ...files import (
     LOG,
     atomic_folder,
@@ -317,7 +317,7 @@ def growth(results: list[dict[str, Any]]) -> Table:
     return Table(["step", "processor s", "exponent", "peak GiB", "exponent"], rows)
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option(
     "--scale",
     type=click.FloatRange(0.01, 10.0),

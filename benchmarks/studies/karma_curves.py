@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 from karmafunnel.benchmarks.studies.karma_controls import WORDS
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
@@ -96,7 +96,7 @@ def gains(
     return points
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.argument("catalogue", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/curves"), show_default=True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate
@@ -152,7 +152,7 @@ def lines_made(
     return [] if left else lines_of(recipe, cells(recipe, log, out, options, seeds=chosen))
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @table_options(Path("out/pareto"))
 def main(log: Path, out: Path, **table: Any) -> None:
     """Make the table, then draw its figures."""

@@ -23,7 +23,7 @@ import click
 from karmafunnel.benchmarks.studies.pareto import lines_made, table_options
 from karmafunnel.benchmarks.studies.stage_models import embedders as embedders
 from karmafunnel.benchmarks.studies.stage_models import parts
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.lines import Line
 from karmafunnel.simulator.replay.recipe import Row
@@ -89,7 +89,7 @@ def point_of(line: Line) -> Point:
     }
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @table_options(Path("out/prerank_consistency"))
 def main(log: Path, out: Path, **table: Any) -> None:
     """Make the table, then draw its figures."""

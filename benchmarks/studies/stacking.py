@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
 from karmafunnel.log import Log
@@ -37,7 +37,8 @@ from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.provenance import processor
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import claim_run, replay
-from karmafunnel.simulator.report.table import Cell, Table, to_markdown
+from karmafunnel.simulator.report.measure_table import between
+from karmafunnel.simulator.report.table import Cell, Table, number, to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.features import (
     BM25,
@@ -156,13 +157,15 @@ def together(runs: Sequence[Mapping[str, Gain]], seed: int = 0) -> dict[str, Cel
         of = [run[name] for run in runs if name in run]
         low, high = interval(over_seeds([gain.samples for gain in of], seed))
         value = float(np.mean([gain.after - gain.before for gain in of]))
-        cells[name] = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+        row = {"value": value, "low": low, "high": high}
+        cells[name] = Cell(number(value, True, 3), between(row, True, 3))
     return cells
 
 
 def values(gain: Gain) -> tuple[str, str, str]:
     """The measure before, after, and their difference, as text."""
-    return f"{gain.before:.3f}", f"{gain.after:.3f}", f"{gain.after - gain.before:+.3f}"
+    change = number(gain.after - gain.before, True, 3)
+    return number(gain.before, decimals=3), number(gain.after, decimals=3), change
 
 
 def named(recipe: str, row: str) -> list[str]:
@@ -202,7 +205,7 @@ def replayed(place: Path, recipe: str, row: str, out: Path, options: RunOptions)
     return Run.open(out / name)
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option(
     "--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last."
 )

@@ -3,9 +3,9 @@
     karmafunnel table stage_models LOG --out out/stage_models
 
 The pre-ranker changes in the first rows, the ranker in the others; recall, features, and what each
-learns from stay the same. Trees and networks of the ranker have the best of nine (rate, leaves) and
-of four (rate) trials each on the last window of three other Worlds (LOG.md). Rows of a ranker that
-needs shown lists with clicks and purchases (ESMM) are there where the log has them.
+learns from stay the same. The ranker's trees have the best of nine trials of rate and leaves, and
+each kind of network the best of four rates, on the last window of three other Worlds (LOG.md). A
+ranker that needs shown lists with clicks and purchases (ESMM) has a row where the log has them.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ by_stage = True
 measures = ("HR@10", "HR@50", "GMV-HR@10", "gAUC:request:exposures")
 Model = tuple[type[Stage], dict[str, Any]]
 TREES: Model = (LightGBMRank, {"leaves": 7})
-SLOWLY = {"rate": 1e-3}
+SLOW = {"rate": 1e-3}
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
@@ -101,11 +101,11 @@ def rows(log: Log) -> dict[str, Row]:
         "COLD, taught by the ranker": (COLDPreRank, {"teacher": teacher}),
     }
     listwise: dict[str, Any] = {"loss": "listwise"}
-    din: Model = (DINRank, listwise | SLOWLY)
+    din: Model = (DINRank, listwise | SLOW)
     no_ids = listwise | {"unknown": 1.0}
     last: dict[str, list[Model]] = {
         "LightGBM (binary)": [(LightGBMRank, TREES[1] | {"objective": "binary"})],
-        "DIN": [(DINRank, SLOWLY)],
+        "DIN": [(DINRank, SLOW)],
         "DCN-V2": [(DCNRank, {})],
         "DIN, listwise": [din],
         "DCN-V2, listwise": [(DCNRank, listwise)],

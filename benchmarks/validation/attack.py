@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from ...cli import Told
+from ...cli import OneLineErrors
 from ...simulator.replay.provenance import processor
 from ...simulator.report.table import Table, print_table, to_markdown
 from ...terminal import Console
@@ -172,7 +172,7 @@ def markdown(lines: Sequence[dict[str, Any]], note: str) -> str:
     return "\n".join(["## Attacks, counted by how each try ends\n", *tables, note, ""])
 
 
-@click.command(cls=Told, help=__doc__)
+@click.command(cls=OneLineErrors, help=__doc__)
 @click.argument("families", nargs=-1, type=click.Choice(list(FAMILIES)))
 @click.option(
     "--out",

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from ...cli import Told
+from ...cli import OneLineErrors
 from ...errors import KarmafunnelError
 from ...files import read_json
 from ...terminal import Console
@@ -165,7 +165,7 @@ def compare(recipe: str, logs: dict[str, Path], old: Code, new: Code, console: C
     return failed
 
 
-@click.command(cls=Told, help=__doc__.split("\n\n")[0] if __doc__ else "")
+@click.command(cls=OneLineErrors, help=__doc__.split("\n\n")[0] if __doc__ else "")
 @click.argument("commit")
 @click.option(
     "--recipes", default=",".join(RECIPES), show_default=True, help="Names, with commas between."

@@ -43,7 +43,7 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.simulator.load import theory
 from karmafunnel.simulator.load.arrivals import Poisson
@@ -526,7 +526,7 @@ def write(lines: Sequence[dict[str, Any]], out: Path, below: Sequence[str]) -> l
     ]
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

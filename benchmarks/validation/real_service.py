@@ -36,7 +36,7 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
-from karmafunnel.cli import Told
+from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import read_json, read_text, write_json, write_text
 from karmafunnel.keys import code_of, content_key
@@ -707,7 +707,7 @@ class Plan:
         return cells
 
 
-@click.command(cls=Told)
+@click.command(cls=OneLineErrors)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where cells, table and picture go.")
 @click.option("--recipe", default=__file__, help="Serve another funnel than this file's.")

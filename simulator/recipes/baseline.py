@@ -62,7 +62,8 @@ def funnel(log: Log) -> Funnel:
         features.append(Price())
     if log.has("exposures"):
         further += [Clicks(), Placement()]
-    single = log.one_at_a_time()  # what is passed over is often taken next: no order to learn
+    # what is passed over is often taken in the next request: a probability beats an order
+    single = log.one_at_a_time()
     if single:
         further.append(Column("recall.score"))
     before, learnt_from = len(log.requests_in("W1")), len(log.requests_in("W2a"))

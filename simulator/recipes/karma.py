@@ -58,7 +58,8 @@ def funnel(log: Log) -> Funnel:
         features.append(Price())
     if log.has("exposures"):
         further += [Clicks(), Placement()]
-    single = log.one_at_a_time()  # what is passed over is often taken next: no order to learn
+    # what is passed over is often taken in the next request: a probability beats an order
+    single = log.one_at_a_time()
     if single:
         further.append(Column("recall.score"))
     pre, deep = Sample(passed=100, requests=10_000), Sample(passed=200, requests=10_000)
