@@ -44,10 +44,11 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
             torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+def digest_of_tensors(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """A hash of tensors by name, and of a text."""
     found = hashlib.blake2b(facts.encode(), digest_size=16)
     for name in sorted(tensors):
-        x = tensors[name]
+        x = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         found.update(x.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
@@ -83,7 +84,9 @@ class Snapshot:
         kept = {name: x.detach().cpu().contiguous().clone() for name, x in self.tensors.items()}
         told = json.dumps(self.facts)
         with atomic_file(file) as temporary:
-            save_file(kept, temporary, metadata={"facts": told, "digest": _digest(kept, told)})
+            save_file(
+                kept, temporary, metadata={"facts": told, "digest": digest_of_tensors(kept, told)}
+            )
 
     @classmethod
     def read(cls, file: Path, what: str = "a checkpoint") -> Snapshot:
@@ -93,7 +96,7 @@ class Snapshot:
                 told = opened.metadata()
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             facts = json.loads(told["facts"])
-            if "digest" in told and told["digest"] != _digest(tensors, told["facts"]):
+            if "digest" in told and told["digest"] != digest_of_tensors(tensors, told["facts"]):
                 raise KarmafunnelError(file, needs=f"{what} as it was written", found="other bytes")
             if not isinstance(facts, dict):
                 raise KarmafunnelError(file, needs=f"{what} with its facts", found=quoted(facts))

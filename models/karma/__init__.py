@@ -10,6 +10,7 @@ from .backbone import Checkpoint as Checkpoint
 from .backbone import Qwen as Qwen
 from .embedder import KARMA as KARMA
 from .frozen import FrozenLM as FrozenLM
+from .language import LanguageFirst as LanguageFirst
 from .visual import Column as Column
 from .visual import Pretrained as Pretrained
 from .visual import SelfSupervised as SelfSupervised

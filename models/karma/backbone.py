@@ -13,9 +13,10 @@ import math
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 import numpy as np
@@ -48,7 +49,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 TOKEN = number(Bound(0, 10_000_000))
 # of a model, as JSON
 DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}
-SAVE_EVERY = 100  # steps of pre-training between two checkpoints
+SAVE_EVERY = 100  # steps of language training between two checkpoints
 
 
 class FusedNorm(Qwen3RMSNorm):
@@ -62,7 +63,9 @@ class FusedNorm(Qwen3RMSNorm):
 
 class LM:
     """A causal language model with its tokenizer, read through continuous inputs. `facts`: how it
-    was made.
+    was made. `lora`: rank of the updates that fine-tuning learns, 0 for every weight. `speaks`:
+    whether its head predicts words; of a model cut to its first layers it does not, until language
+    training has healed it.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class LM:
         pad: int,
         facts: dict[str, Any],
         lora: int = 0,
+        speaks: bool = True,
     ):
         self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = (
             model.eval(),
@@ -82,6 +86,7 @@ class LM:
             facts,
             lora,
         )
+        self.speaks = speaks
         for module in model.modules():
             if type(module) is Qwen3RMSNorm:
                 module.__class__ = FusedNorm
@@ -193,13 +198,14 @@ class LM:
                 ) from error
             wanted = LoraConfig(r=self.lora, lora_alpha=2 * self.lora, target_modules="all-linear")
             model = get_peft_model(model, wanted)
-        return LM(model, self.tokenizer, self.bos, self.pad, self.facts, self.lora)
+        return LM(model, self.tokenizer, self.bos, self.pad, self.facts, self.lora, self.speaks)
 
     def merged(self) -> LM:
         """The same function with low-rank updates folded into the weights."""
         if not hasattr(self.model, "merge_and_unload"):
             return self
-        return LM(self.model.merge_and_unload(), self.tokenizer, self.bos, self.pad, self.facts)
+        model = self.model.merge_and_unload()
+        return LM(model, self.tokenizer, self.bos, self.pad, self.facts, speaks=self.speaks)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
@@ -286,14 +292,18 @@ def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
     return out
 
 
-@torch.inference_mode()
 def perplexity(lm: LM, texts: list[str], most: int) -> float:
     """Perplexity of texts, each after BOS: exp of the mean loss per token; NaN without a token."""
-    ids, lengths = lm.encode(texts, most)
+    return perplexity_of(lm, *lm.encode(texts, most))
+
+
+@torch.inference_mode()
+def perplexity_of(lm: LM, ids: np.ndarray, lengths: np.ndarray) -> float:
+    """`perplexity` of token ids (n, most), padded, and their lengths, (n,)."""
     total = count = 0.0
-    for start in range(0, len(texts), 64):
+    for start in range(0, len(ids), 64):
         rows = slice(start, start + 64)
-        there = torch.from_numpy(np.arange(most) < lengths[rows, None]).to(lm.device)
+        there = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(lm.device)
         words = torch.from_numpy(ids[rows]).to(lm.device)
         inputs = torch.cat([torch.full_like(words[:, :1], lm.bos), words[:, :-1]], dim=1)
         mask, position = causal(torch.cat([torch.ones_like(there[:, :1]), there[:, :-1]], dim=1))
@@ -314,7 +324,7 @@ class Qwen(Typed):
     Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose
     item text is read beside the log's own; tokens: how many are trained on, with repetition; rate;
     batch: blocks of `context` tokens a step; seed: its own, so that all rows and seeds of a table
-    share one base.
+    share one base; lora: rank of low-rank updates in later training, 0 fine-tunes every weight.
     """
 
     dim: int = 128
@@ -329,10 +339,12 @@ class Qwen(Typed):
     rate: float = 3e-3
     batch: int = 16
     seed: int = 0
+    lora: int = 0
 
     def __post_init__(self) -> None:
         needs(
             self,
+            "lora",
             "dim",
             "layers",
             "heads",
@@ -366,15 +378,17 @@ class Qwen(Typed):
                 found=f"none in log {log.name}",
             )
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
-        key = content_key(code_of(self), asdict(self), digest, device)
+        key = content_key(code_of(self), asdict(replace(self, lora=0)), digest, device)
         file = cache / f"base-{key}.safetensors" if cache else None
-        what = "a pre-trained base"
-        if (kept := Snapshot.resume(file, what)) is None:
-            lm = self.pretrain(texts, file, progress, device)
-            if file is None:
-                return lm
-            kept = Snapshot.read(file, what)
-        return open_base(kept, device)
+        lm = kept_or_made(
+            file,
+            "a pre-trained base",
+            device,
+            self,
+            lambda partial: self.pretrain(texts, partial, progress, device),
+        )
+        lm.lora = self.lora
+        return lm
 
     def texts(self, log: Log) -> list[str]:
         """Distinct texts in an order that does not depend on row order."""
@@ -385,8 +399,10 @@ class Qwen(Typed):
             found |= set(Log(other_lazy(other.items), {}, None).item_text())
         return sorted(text.strip() for text in found if text and text.strip())
 
-    def pretrain(self, texts: list[str], file: Path | None, progress: Progress, device: str) -> LM:
-        """Pre-train (or resume) and write the base to `file`."""
+    def pretrain(
+        self, texts: list[str], partial: Path | None, progress: Progress, device: str
+    ) -> LM:
+        """Pre-train, or go on from `partial`."""
         held = [t for t in texts if int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) % 100 < 3]
         if not held or len(texts) < 20:
             held = texts[:: max(1, len(texts) // 20)] if len(texts) >= 20 else []
@@ -420,8 +436,7 @@ class Qwen(Typed):
         lm = LM(model, tokenizer, bos, bos, {})
         before = perplexity(lm, held, self.context)
         with seeded(self.seed, device):
-            partial = file.with_name(f"{file.stem}.partial.safetensors") if file else None
-            seconds = self.train(lm, stream, partial, progress)
+            seconds = train_language(lm, stream, self, partial, progress, "pre-training")
         lm.facts = {
             "texts": len(texts),
             "held_out": len(held),
@@ -436,66 +451,123 @@ class Qwen(Typed):
             f"pre-trained: perplexity on {len(held)} unseen texts "
             f"{before:.0f} -> {lm.facts['perplexity_after']:.1f}"
         )
-        if file is not None and partial is not None:
-            about = lm.describe() | {"facts": lm.facts, "value": repr(self)}
-            Snapshot(dict(lm.model.named_parameters()), about).write(file)
-            remove(partial)
         return lm
 
-    def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:
-        """Next-token prediction on blocks of one long stream; goes on from `partial`, bit for bit
-        on a CPU. Returns seconds.
-        """
-        per_step = self.batch * self.context
-        steps = self.tokens // per_step
-        if len(stream) < self.context + 1:
-            stream = np.tile(stream, -(-(self.context + 1) // len(stream)))
-        named = dict(lm.model.named_parameters())
-        optimiser = torch.optim.AdamW(
-            named.values(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+
+class Plan(Protocol):
+    """How a language model is trained: `tokens` are read in all, a step reads `batch` blocks of
+    `context` tokens.
+    """
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def train_language(
+    lm: LM, stream: np.ndarray, plan: Plan, partial: Path | None, progress: Progress, what: str
+) -> float:
+    """Next-token prediction on blocks of one long stream of token ids; trains the weights that
+    require a gradient and goes on from `partial`, bit for bit on a CPU.
+
+    Args:
+        stream: token ids (n,), at least one.
+        partial: where the checkpoint of a training that was cut short lies; None keeps none.
+        what: the name of this training in progress and errors.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        KarmafunnelError: a loss or a gradient is not finite; names the step.
+    """
+    per_step = plan.batch * plan.context
+    steps = plan.tokens // per_step
+    if len(stream) < plan.context + 1:
+        stream = np.tile(stream, -(-(plan.context + 1) // len(stream)))
+    named = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        named.values(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    )
+    step, seconds = 0, 0.0
+    if (kept := Snapshot.resume(partial)) is not None:
+        kept.restore(named, optimiser)
+        step, seconds = kept.facts["step"], kept.facts["seconds"]
+        progress(f"{what} goes on after step {step} of {steps}")
+    there = torch.ones(plan.batch, plan.context, dtype=torch.bool, device=lm.device)
+    mask, position = causal(there)
+    lm.model.train()
+    began = said = time.perf_counter()
+    first = step
+    while step < steps:
+        rng = np.random.default_rng([plan.seed, 11, step])
+        starts = rng.integers(0, len(stream) - plan.context, plan.batch)
+        block = torch.from_numpy(stream[starts[:, None] + np.arange(plan.context + 1)]).to(
+            lm.device
         )
-        step, seconds = 0, 0.0
-        if (kept := Snapshot.resume(partial)) is not None:
-            kept.restore(named, optimiser)
-            step, seconds = kept.facts["step"], kept.facts["seconds"]
-            progress(f"pre-training goes on after step {step} of {steps}")
-        there = torch.ones(self.batch, self.context, dtype=torch.bool, device=lm.device)
-        mask, position = causal(there)
-        lm.model.train()
-        began = said = time.perf_counter()
-        while step < steps:
-            rng = np.random.default_rng([self.seed, 11, step])
-            starts = rng.integers(0, len(stream) - self.context, self.batch)
-            block = torch.from_numpy(stream[starts[:, None] + np.arange(self.context + 1)]).to(
-                lm.device
+        hidden = lm.hidden(lm.embed_tokens(block[:, :-1]), mask, position)
+        loss = F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), block[:, 1:].flatten())
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate * min(
+                1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
             )
-            hidden = lm.hidden(lm.embed_tokens(block[:, :-1]), mask, position)
-            loss = F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), block[:, 1:].flatten())
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * min(
-                    1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                found = f"{loss.item()}, a gradient of length {norm.item()}"
-                raise KarmafunnelError(
-                    f"{self!r}",
-                    needs="a finite loss",
-                    found=f"{found} in step {step + 1} of pre-training",
-                )
-            optimiser.step()
-            step += 1
-            now = time.perf_counter()
-            if now - said > 2:
-                said = now
-                progress(f"pre-training: step {step} of {steps}, loss {loss.item():.2f}")
-            if partial is not None and step % SAVE_EVERY == 0 and step < steps:
-                facts = {"step": step, "seconds": seconds + now - began}
-                Snapshot.of(named, optimiser, facts).write(partial)
-        lm.model.eval()
-        return seconds + time.perf_counter() - began
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            kept_in = f"; the last good checkpoint is {partial}" if step >= SAVE_EVERY else ""
+            raise KarmafunnelError(
+                f"{plan!r}",
+                needs="a finite loss",
+                found=f"{loss.item()}, a gradient of length {norm.item()} in step {step + 1} of "
+                f"{what}{kept_in if partial else ''}",
+            )
+        optimiser.step()
+        step += 1
+        now = time.perf_counter()
+        if now - said > 2:
+            said = now
+            left = (now - began) / (step - first) * (steps - step)
+            progress(f"{what}: step {step} of {steps}, loss {loss.item():.2f}, {left:.0f} s left")
+        if partial is not None and step % SAVE_EVERY == 0 and step < steps:
+            facts = {"step": step, "seconds": seconds + now - began}
+            Snapshot.of(named, optimiser, facts).write(partial)
+    lm.model.eval()
+    return seconds + time.perf_counter() - began
+
+
+def kept_or_made(
+    file: Path | None, what: str, device: str, value: object, make: Callable[[Path | None], LM]
+) -> LM:
+    """The LM that is kept in `file`; else `make` makes it, and it is kept there.
+
+    Args:
+        file: None keeps nothing.
+        what: what the file holds, for a message if it is damaged.
+        value: how it is made; kept with it.
+        make: takes the file of its unfinished checkpoint, or None.
+    """
+    if (kept := Snapshot.resume(file, what)) is None:
+        partial = file.with_name(f"{file.stem}.partial.safetensors") if file else None
+        lm = make(partial)
+        if file is None or partial is None:
+            return lm
+        about = lm.describe() | {"facts": lm.facts, "value": repr(value), "speaks": lm.speaks}
+        Snapshot(dict(lm.model.named_parameters()), about).write(file)
+        remove(partial)
+        kept = Snapshot.read(file, what)
+    return open_base(kept, device)
 
 
 def other_lazy(items: Any) -> dict[str, Any]:
@@ -521,11 +593,11 @@ def byte_pairs(texts: list[str], vocab: int) -> Tokenizer:
 
 
 def open_base(kept: Snapshot, device: str) -> LM:
-    """A pre-trained base kept by `Qwen`; raises KarmafunnelError naming the file otherwise."""
+    """A language model that is kept in a file; raises KarmafunnelError naming it otherwise."""
     lm = LM.rebuild(kept.facts, str(kept.file))
     put_weights(lm.model, kept.tensors, str(kept.file))
     lm.model.to(device)
-    lm.facts = dict(kept.facts.get("facts") or {})
+    lm.facts, lm.speaks = dict(kept.facts.get("facts") or {}), kept.facts.get("speaks", True)
     return lm
 
 

@@ -10,6 +10,7 @@ from ...errors import KarmafunnelError
 from ..embedders import TfidfSVD
 from .action import ActionLoss, InBatch, Softmax
 from .backbone import Checkpoint, Qwen
+from .language import LanguageFirst
 from .losses import Masked
 from .visual import Column, Pretrained, SelfSupervised
 
@@ -31,7 +32,8 @@ class KarmaConfig:
     weights is kept.
 
     Args:
-        backbone: `Qwen(...)`, pre-trained on the texts of the log, or `Checkpoint(...)`.
+        backbone: `Qwen(...)`, pre-trained on the texts of the log, `Checkpoint(...)`, or either of
+            them in `LanguageFirst(...)`, trained further on histories told in words.
         dim: size of item vectors and user embeddings.
         items: "frozen": item text vectors are those of the model before fine-tuning; "trained":
             those of the model in training, which needs a loss among the batch.
@@ -66,7 +68,7 @@ class KarmaConfig:
             uniformity; 0 for never. Vectors are the same with and without it.
     """
 
-    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)
+    backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009  (a frozen value)
     dim: int = 128
     items: Literal["frozen", "trained"] = "frozen"
     text_words: int = 24

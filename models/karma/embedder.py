@@ -32,7 +32,7 @@ from ..embedders import (
 )
 from ..training import Snapshot, part, put_weights, seeded
 from .action import InBatch
-from .backbone import LM, Checkpoint, causal, pooled
+from .backbone import LM, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
@@ -95,8 +95,7 @@ class KARMA(KarmaConfig, Embedder):
         progress("KARMA: embedding the items")
         network = trainee.network
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
-        if isinstance(self.backbone, Checkpoint) and self.backbone.lora:
-            network.use(network.lm.merged())
+        network.use(network.lm.merged())
         embedding = KarmaEmbedding(
             self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical
         )

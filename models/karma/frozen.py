@@ -25,6 +25,7 @@ from ..embedders import (
 )
 from ..training import part, put_weights
 from .backbone import LM, Checkpoint, Qwen, pooled
+from .language import LanguageFirst
 from .train import distinct, request_texts
 
 
@@ -42,7 +43,7 @@ class FrozenLM(Embedder):
         dim: directions that "whitening" and "autoencoder" keep, at most the model's width.
     """
 
-    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009
+    backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009
     after: Literal["nothing", "standardise", "whitening", "autoencoder"] = "nothing"
     dim: int = 64
     text_words: int = 24
