@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -23,6 +24,11 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 NOP, IMPORT = opmap["NOP"], opmap["IMPORT_NAME"]
 LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+
+
+def cache_root() -> Path:
+    """The default cache folder: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
+    return Path(os.environ.get("KARMAFUNNEL_CACHE") or Path.home() / ".cache" / "karmafunnel")
 
 
 def version_of(package: str) -> str:

@@ -19,6 +19,7 @@ import polars as pl
 from ..bounds import check_bound
 from ..errors import KarmafunnelError, line_of, meant, quoted
 from ..files import LOG, claim, write_parquet
+from ..keys import cache_root
 from ..log import Log as AnyLog
 from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
@@ -40,7 +41,7 @@ from .importing.logged_runs import (
 from .importing.stage_lists import Reading
 from .measure import compare as comparing
 from .measure.run import Run
-from .replay.options import DEFAULTS, RunOptions, cache_root
+from .replay.options import DEFAULTS, RunOptions
 from .replay.prepare import prepare
 from .replay.recipe import Recipe, as_funnel, check_complete, load_recipe
 from .replay.replay import replay as run_replay

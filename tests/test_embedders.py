@@ -27,6 +27,7 @@ from karmafunnel.models.embedders import (
 from karmafunnel.models.karma import Qwen
 from karmafunnel.models.sasrec import SASRec
 from shop import make_shop, scramble
+from tiny_models import sentence_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "Cooccurrence": {"dim": 12},
     "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1},
     "FrozenLM": {"backbone": TINY},
+    "SentenceEncoder": {"source": sentence_encoder(), "dim": 8},
 }
 
 

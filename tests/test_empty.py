@@ -10,7 +10,7 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.karma import KARMA, FrozenLM, SentenceEncoder
 from karmafunnel.models.karma.backbone import Qwen
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.options import RunOptions
@@ -23,6 +23,7 @@ from karmafunnel.stages.recall import BM25Recall, VectorRecall
 from karmafunnel.stages.stage import Funnel
 from shop import make_shop
 from test_stages import FEATURES, STAGES, context, fitted
+from tiny_models import sentence_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +161,7 @@ READERS: list[Embedder | BM25Recall] = [
     TfidfSVD(dim=4, chars=3),
     FrozenLM(TINY),
     FrozenLM(TINY, after="whitening", dim=4),
+    SentenceEncoder(sentence_encoder(), dim=4),
     KARMA(TINY, dim=8, epochs=1, text_words=4, query_words=4, length=4, warm=False),
     KARMA(
         TINY,

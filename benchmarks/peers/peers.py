@@ -34,12 +34,12 @@ from karmafunnel.asof import NEVER
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
-from karmafunnel.keys import code_digest, content_key
+from karmafunnel.keys import cache_root, code_digest, content_key
 from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.formats import markdown, page
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.differences import correct
-from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions, cache_root
+from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe

@@ -21,10 +21,11 @@ from unittest import mock
 
 import click
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.simulator.replay import jobs
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay_many

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import click
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
-from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
+from karmafunnel.simulator.replay.options import CHUNK, RunOptions
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.shards import write_shard

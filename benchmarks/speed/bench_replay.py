@@ -25,11 +25,12 @@ import faiss
 import numpy as np
 import polars as pl
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.jobs import make_shard
-from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
+from karmafunnel.simulator.replay.options import CHUNK, RunOptions
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay

@@ -20,13 +20,14 @@ from typing import Any
 import click
 from karmafunnel.benchmarks.studies.karma_controls import WORDS
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.ablation.cells import cells as cells_of
 from karmafunnel.simulator.ablation.lines import lines_of
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
 from karmafunnel.simulator.world import generate

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate
@@ -30,7 +31,7 @@ from karmafunnel.simulator.commands.parameters import (
     log_argument,
     window_option,
 )
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure

@@ -26,6 +26,7 @@ import numpy as np
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
+from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.commands.parameters import Number, folder, limit_option, window_option
@@ -33,7 +34,7 @@ from karmafunnel.simulator.measure.compare import Run, ask, same_requests
 from karmafunnel.simulator.measure.differences import paired, sampled
 from karmafunnel.simulator.measure.intervals import interval, over_seeds
 from karmafunnel.simulator.measure.measures.measure import parse_all
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.provenance import processor
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import claim_run, replay

@@ -39,7 +39,7 @@ import polars as pl
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import read_json, read_text, write_json, write_text
-from karmafunnel.keys import code_of, content_key
+from karmafunnel.keys import cache_root, code_of, content_key
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.load.arrivals import Trace
@@ -53,7 +53,7 @@ from karmafunnel.simulator.load.profile import (
 )
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Services
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe

@@ -6,11 +6,12 @@ from .action import InBatch as InBatch
 from .action import MaskedNCE as MaskedNCE
 from .action import Pairwise as Pairwise
 from .action import Softmax as Softmax
-from .backbone import Checkpoint as Checkpoint
 from .backbone import Qwen as Qwen
+from .checkpoint import Checkpoint as Checkpoint
 from .embedder import KARMA as KARMA
 from .frozen import FrozenLM as FrozenLM
 from .language import LanguageFirst as LanguageFirst
+from .sentence import SentenceEncoder as SentenceEncoder
 from .visual import Column as Column
 from .visual import Pretrained as Pretrained
 from .visual import SelfSupervised as SelfSupervised

@@ -10,25 +10,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlparse
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     Qwen3Config,
 )
@@ -68,6 +63,8 @@ class LM:
     training has healed it.
     """
 
+    marks: ClassVar[int] = 1  # BOS
+
     def __init__(
         self,
         model: Any,
@@ -102,6 +99,10 @@ class LM:
             found = encoded.ids[:most]
             ids[i, : len(found)], lengths[i] = found, len(found)
         return ids, lengths
+
+    def vectors(self, texts: list[str], most: int) -> np.ndarray:
+        """Vectors of texts, see `pooled`."""
+        return pooled(self, texts, most)
 
     def decode(self, ids: Any) -> str:
         return str(self.tokenizer.decode([int(i) for i in ids]))
@@ -599,105 +600,3 @@ def open_base(kept: Snapshot, device: str) -> LM:
     lm.model.to(device)
     lm.facts, lm.speaks = dict(kept.facts.get("facts") or {}), kept.facts.get("speaks", True)
     return lm
-
-
-def must_be_here(source: str) -> bool:
-    """Whether a source can only be a folder or a cached download, because the hub cannot be
-    reached.
-    """
-    proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")]
-    if Path(source).exists() or any(proxies):
-        return Path(source).exists()
-    hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3).close()
-    except OSError:
-        return True
-    return False
-
-
-@dataclass(frozen=True, repr=False)
-class Checkpoint(Typed):
-    """Any `transformers` causal LM from a local folder or a hub id. lora: rank of low-rank updates,
-    0 fine-tunes every weight.
-    """
-
-    source: str
-    lora: int = 0
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        needs(self, "lora")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise KarmafunnelError(
-                f"{self!r}",
-                what="dtype",
-                needs="'float32', 'bfloat16' or 'float16'",
-                found=repr(self.dtype),
-            )
-
-    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
-        """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or
-        cannot be had.
-        """
-        progress(f"opening {self.source}")
-        here = must_be_here(self.source)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=here)
-            dtype = getattr(torch, self.dtype)
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                self.source,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                local_files_only=here,
-                output_loading_info=True,
-            )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            ImportError,
-            AttributeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs="a causal LM with its tokenizer",
-                found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
-            ) from error
-        model, report = opened
-        made_for = (model.config.architectures or [type(model).__name__])[0]
-        # which transformers would have drawn at random
-        if missing := sorted(report["missing_keys"]):
-            found = (
-                f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
-            )
-            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=found)
-        if made_for != type(model).__name__:
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs=f"a causal LM ({type(model).__name__})",
-                found=f"weights of {made_for}",
-            )
-        if not getattr(tokenizer, "is_fast", False):
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs="a fast tokenizer (tokenizer.json)",
-                found=f"{type(tokenizer).__name__}",
-            )
-        words, rows = (
-            tokenizer.backend_tokenizer.get_vocab_size(),
-            model.get_input_embeddings().weight.size(0),
-        )
-        if not 16 <= words <= rows:  # without its file, an empty one is made
-            found = f"a tokenizer of {words} tokens beside {rows} embeddings"
-            raise KarmafunnelError(f"{self!r}", needs="a causal LM with its tokenizer", found=found)
-        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        first = [x for x in special if x is not None]
-        if not first:
-            raise KarmafunnelError(f"{self!r}", needs="a bos, eos or pad token", found="none")
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
-        facts = {"source": self.source, "parameters": sum(p.numel() for p in model.parameters())}
-        model = model.to(device)
-        return LM(model, tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)

@@ -9,7 +9,8 @@ from ...bounds import needs
 from ...errors import KarmafunnelError
 from ..embedders import TfidfSVD
 from .action import ActionLoss, InBatch, Softmax
-from .backbone import Checkpoint, Qwen
+from .backbone import Qwen
+from .checkpoint import Checkpoint
 from .language import LanguageFirst
 from .losses import Masked
 from .visual import Column, Pretrained, SelfSupervised

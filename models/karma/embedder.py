@@ -77,6 +77,14 @@ class KARMA(KarmaConfig, Embedder):
         base = self.backbone.ready(log, cache, progress, device)
         # BOS, [INT], BOS
         base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))
+        if not base.speaks and (self.gen or (self.rec and self.decoder != "masked")):
+            raise KarmafunnelError(
+                f"{self!r}",
+                what="gen and rec through the LM's head",
+                needs="a model with all of its layers, or one whose head was trained again",
+                found=f"its first {base.facts['layers']}, whose text perplexity is "
+                f"{base.facts['text perplexity']:,g} (chance: {base.vocab:,})",
+            )
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
         if len(trainee.examples.candidates) > 100_000 and self.loss.whole:

@@ -1,14 +1,18 @@
-"""The frozen control: KARMA's backbone as it was pre-trained, an Embedder without fine-tuning."""
+"""Item vectors of a model's text as it was pre-trained, without fine-tuning: what any trained
+embedding must be held against.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
@@ -24,40 +28,53 @@ from ..embedders import (
     unit_rows,
 )
 from ..training import part, put_weights
-from .backbone import LM, Checkpoint, Qwen, pooled
+from .backbone import LM, Qwen
+from .checkpoint import Checkpoint
 from .language import LanguageFirst
 from .train import distinct, request_texts
 
+After = Literal["nothing", "standardise", "whitening", "half-whitening", "autoencoder"]
+AFTER = ("nothing", "standardise", "whitening", "half-whitening", "autoencoder")
 
-@dataclass(frozen=True, repr=False)
-class FrozenLM(Embedder):
-    """A control [O]: the backbone as it was pre-trained, with mean hidden states as text vectors.
+
+class TextModel(Protocol):
+    """A pre-trained model of text: `LM` or `Sentences`. `marks`: tokens that it puts around one."""
+
+    marks: ClassVar[int]
+    model: nn.Module
+    facts: dict[str, Any]
+
+    def vectors(self, texts: list[str], most: int) -> np.ndarray:
+        """Vectors of texts of at most `most` tokens, float32 (n, d); zeros for an empty text."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON."""
+
+    def must_hold(self, cells: int, who: str) -> None:
+        """Raises KarmafunnelError if there are more cells than the model's context."""
+
+
+class FrozenText(Embedder):
+    """Vectors of text from a model that is not trained.
 
     The user embedding is query_weight * (unit vector of query and filters) + history_weight * (unit
     decayed mean of the history's items).
-
-    Args:
-        after: what is done to the vectors, fitted on the items known in W1. "standardise": mean 0
-            and deviation 1 in each dimension; "whitening": PCA whitening; "autoencoder": the linear
-            autoencoder with `dim` hidden units, whose optimum is PCA (Baldi & Hornik 1989).
-        dim: directions that "whitening" and "autoencoder" keep, at most the model's width.
     """
 
-    backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009
-    after: Literal["nothing", "standardise", "whitening", "autoencoder"] = "nothing"
-    dim: int = 64
-    text_words: int = 24
-    query_words: int = 16
-    query_weight: float = 1.0
-    history_weight: float = 1.0
-    length: int = 20
-    decay: float = 0.8
+    after: After
+    dim: int
+    text_words: int
+    query_words: int
+    query_weight: float
+    history_weight: float
+    length: int
+    decay: float
 
     def __post_init__(self) -> None:
-        allowed = ("nothing", "standardise", "whitening", "autoencoder")
-        if self.after not in allowed:
+        who = type(self).__name__
+        if self.after not in AFTER:
             raise KarmafunnelError(
-                "FrozenLM", what="after", needs=f"one of {allowed}", found=repr(self.after)
+                who, what="after", needs=f"one of {AFTER}", found=repr(self.after)
             )
         needs(
             self,
@@ -70,6 +87,14 @@ class FrozenLM(Embedder):
             "history_weight",
         )
 
+    @abstractmethod
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> TextModel:
+        """The model, pre-trained or opened."""
+
+    @abstractmethod
+    def rebuild(self, description: Any, who: str) -> TextModel:
+        """A model of that description, its weights still to be loaded."""
+
     def fit(
         self,
         log: Log,
@@ -77,62 +102,67 @@ class FrozenLM(Embedder):
         progress: Progress = silent,
         device: str = "cpu",
         cache: Path | None = None,
-    ) -> FrozenLMEmbedding:
+    ) -> FrozenTextEmbedding:
         """Raises KarmafunnelError where no item has text."""
-        lm = self.backbone.ready(log, cache, progress, device)
-        lm.must_hold(max(self.text_words, self.query_words) + 1, repr(self))
+        model = self.ready(log, cache, progress, device)
+        model.must_hold(max(self.text_words, self.query_words) + model.marks, repr(self))
         texts = log.item_text()
         if not any(text.strip() for text in texts):
             raise KarmafunnelError(f"{self!r}", needs="item text", found=f"none in log {log.name}")
-        progress(f"FrozenLM: reading the texts of {len(texts)} items")
-        raw = pooled(lm, texts, self.text_words, 256)
+        progress(f"{type(self).__name__}: reading the texts of {len(texts)} items")
+        raw = model.vectors(texts, self.text_words)
         there = np.any(raw != 0, axis=1)
-        shift, turn = self.directions(raw[there & known_in_w1(log)].astype(np.float64))
+        shift, turn = directions(
+            raw[there & known_in_w1(log)].astype(np.float64), self.after, self.dim
+        )
         items = unit_rows((raw - shift) @ turn) * there[:, None]
-        return FrozenLMEmbedding(
-            self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts}
-        )
+        facts = {"backbone": model.facts}
+        return FrozenTextEmbedding(self, log, model, items.astype(np.float32), shift, turn, facts)
 
-    def directions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from
-        the rows of x.
-        """
-        if self.after == "nothing" or len(x) < 2:
-            return np.zeros(x.shape[1]), np.eye(x.shape[1])
-        mean = x.mean(axis=0)
-        if self.after == "standardise":
-            return mean, np.diag(1 / np.maximum(x.std(axis=0), 1e-6))
-        _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
-        keep = min(self.dim, int((s > 1e-6 * s[0]).sum()))
-        turn = vt[:keep].T
-        return mean, turn / (s[:keep] / math.sqrt(len(x))) if self.after == "whitening" else turn
-
-    def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
+    def load(self, folder: Path | str, log: Log) -> FrozenTextEmbedding:
         tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
-        lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
+        found = description["extras"].get("lm")
+        model = self.rebuild(found, f"{folder}/embedding.json: lm")
         weights = {name: torch.from_numpy(x) for name, x in part(tensors, "model").items()}
-        put_weights(lm.model, weights, str(folder))
-        return FrozenLMEmbedding(
-            self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"]
-        )
+        put_weights(model.model, weights, str(folder))
+        items, shift, turn = (tensors[name] for name in ("items", "shift", "turn"))
+        return FrozenTextEmbedding(self, log, model, items, shift, turn, description["facts"])
 
 
-class FrozenLMEmbedding(Embedding):
+def directions(x: np.ndarray, after: After, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is taken from a vector (d,) and the map (d, at most dim) that is then applied, learnt
+    from the rows of x.
+    """
+    if after == "nothing" or len(x) < 2:
+        return np.zeros(x.shape[1]), np.eye(x.shape[1])
+    mean = x.mean(axis=0)
+    if after == "standardise":
+        return mean, np.diag(1 / np.maximum(x.std(axis=0), 1e-6))
+    _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
+    keep = min(dim, int((s > 1e-6 * s[0]).sum()))
+    power = {"autoencoder": 0.0, "half-whitening": 0.5, "whitening": 1.0}[after]
+    return mean, vt[:keep].T / (s[:keep] / math.sqrt(len(x))) ** power
+
+
+class FrozenTextEmbedding(Embedding):
+    """A fitted `FrozenText`."""
+
     asks = ("query", "filters")
     online = True
 
     def __init__(
         self,
-        value: FrozenLM,
+        value: FrozenText,
         log: Log,
-        lm: LM,
+        model: TextModel,
         items: np.ndarray,
         shift: np.ndarray,
         turn: np.ndarray,
         facts: dict[str, Any],
     ):
         super().__init__(value, log, facts)
-        self.config, self.lm, self._items, self.shift, self.turn = value, lm, items, shift, turn
+        self.config, self.model, self._items = value, model, items
+        self.shift, self.turn = shift, turn
 
     def items(self) -> np.ndarray:
         return self._items
@@ -146,16 +176,47 @@ class FrozenLMEmbedding(Embedding):
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         asked, inverse = distinct(request_texts(self.log, requests))
-        raw = pooled(self.lm, asked, self.config.query_words, 256)
+        raw = self.model.vectors(asked, self.config.query_words)
         there = np.any(raw != 0, axis=1)
         text = unit_rows((raw - self.shift) @ self.turn) * there[:, None]
         return text[inverse].reshape(len(requests), self._items.shape[1])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        state = {
-            f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()
-        }
-        return {"items": self._items, "shift": self.shift, "turn": self.turn} | state
+        state = self.model.model.state_dict()
+        weights = {f"model.{k}": v.float().cpu().numpy() for k, v in state.items()}
+        return {"items": self._items, "shift": self.shift, "turn": self.turn} | weights
 
     def extras(self) -> dict[str, Any]:
-        return {"lm": self.lm.describe()}
+        return {"lm": self.model.describe()}
+
+
+@dataclass(frozen=True, repr=False)
+class FrozenLM(FrozenText):
+    """A control [O]: the backbone as it was pre-trained, with mean hidden states as text vectors.
+
+    The user embedding is query_weight * (unit vector of query and filters) + history_weight * (unit
+    decayed mean of the history's items).
+
+    Args:
+        after: what is done to the vectors, fitted on the items known in W1. "standardise": mean 0
+            and deviation 1 in each dimension; "whitening": PCA whitening, "half-whitening": divided
+            by the root of that; "autoencoder": the linear autoencoder with `dim` hidden units,
+            whose optimum is PCA (Baldi & Hornik 1989).
+        dim: directions that whitening and "autoencoder" keep, at most the model's width.
+    """
+
+    backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009
+    after: After = "nothing"
+    dim: int = 64
+    text_words: int = 24
+    query_words: int = 16
+    query_weight: float = 1.0
+    history_weight: float = 1.0
+    length: int = 20
+    decay: float = 0.8
+
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
+        return self.backbone.ready(log, cache, progress, device)
+
+    def rebuild(self, description: Any, who: str) -> LM:
+        return LM.rebuild(description, who)

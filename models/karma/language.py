@@ -23,13 +23,13 @@ from ..embedders import Progress, known_in_w1, w1_sequences
 from ..training import digest_of_tensors, seeded
 from .backbone import (
     LM,
-    Checkpoint,
     Qwen,
     kept_or_made,
     other_lazy,
     perplexity_of,
     train_language,
 )
+from .checkpoint import Checkpoint
 
 BETWEEN = "\n"  # two texts of one history
 

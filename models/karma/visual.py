@@ -177,7 +177,7 @@ def from_model(
     """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
     from transformers import AutoImageProcessor, AutoModel
 
-    from .backbone import must_be_here
+    from .checkpoint import must_be_here
 
     alone = must_be_here(how.source)
     try:

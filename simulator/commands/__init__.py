@@ -14,6 +14,7 @@ SECTIONS = {
         ),
         "download": ("data", "Download the files of a public data set."),
         "convert": ("data", "Convert a public data set into a log."),
+        "fetch-model": ("data", "Fetch a pre-trained language model or sentence encoder."),
         "import-run": ("imports", "Make a Run of a funnel that runs elsewhere."),
         "world": ("data", "Generate a marketplace with known relevance and write its log."),
         "validate": ("data", "Check a log: PASS, FAIL or N/A for each check, with example ids."),

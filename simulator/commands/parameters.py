@@ -178,7 +178,7 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
 
 @contextmanager
 def cache_folder(no_cache: bool) -> Iterator[Path]:
-    from ..replay.options import cache_root
+    from ...keys import cache_root
 
     if no_cache:
         with tempfile.TemporaryDirectory() as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +48,3 @@ class RunOptions:
 
 
 DEFAULTS = RunOptions()
-
-
-def cache_root() -> Path:
-    """The default cache folder: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
-    return Path(os.environ.get("KARMAFUNNEL_CACHE") or Path.home() / ".cache" / "karmafunnel")

