@@ -36,6 +36,7 @@ from karmafunnel.models.karma import (
     losses,
 )
 from karmafunnel.models.karma import backbone as backbones
+from karmafunnel.models.karma import checkpoint as checkpoints
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
@@ -1379,7 +1380,7 @@ def test_a_hub_that_does_not_answer_is_said_at_once(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert backbones.must_be_here("nobody/no-such-model")
+    assert checkpoints.must_be_here("nobody/no-such-model")
     with pytest.raises(KarmafunnelError, match=r"no-such-model.*needs a causal LM"):
         Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
 
@@ -1390,7 +1391,7 @@ def test_a_hub_that_does_not_answer_is_said_at_once(
         raise OSError("not here")
 
     # the client is told not to try for a minute
-    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", local)
+    monkeypatch.setattr(checkpoints.AutoTokenizer, "from_pretrained", local)
     with pytest.raises(KarmafunnelError, match="not here"):
         Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
     assert asked == [True]

@@ -51,7 +51,7 @@ class Sentences:
         return self.model.get_input_embeddings().weight.device
 
     def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (n, most + self.marks) int64 between the tokenizer's own marks, right-padded, the text
+        """Token ids (n, most + 2) int64 between the tokenizer's own marks, right-padded, the text
         cut to `most`; and their lengths, (n,), 0 for an empty text.
         """
         self.tokenizer.enable_truncation(most + self.tokenizer.num_special_tokens_to_add(False))
