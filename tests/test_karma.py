@@ -34,6 +34,7 @@ from karmafunnel.models.karma import (
     Softmax,
     action,
     losses,
+    see,
 )
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import checkpoint as checkpoints
@@ -606,7 +607,7 @@ def test_vector_decoders_learn_and_sample(kind: str) -> None:
     z = F.normalize(torch.randn(256, 8), dim=1)
     goal = F.normalize(z @ torch.randn(8, 6), dim=1)
     there = torch.arange(256) < 250
-    decoder = losses.VectorDecoder(8, 6, kind)  # type: ignore[arg-type]
+    decoder = see.VectorDecoder(8, 6, kind)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=0.01)
     for _ in range(400):

@@ -31,10 +31,10 @@ from .losses import (
     Autoregressive,
     BagOfWords,
     Masked,
-    VectorDecoder,
     lm_loss,
 )
 from .network import Network
+from .see import VectorDecoder
 from .sequences import Batch, Trees, lay_out, training_trees
 
 WATCHED = 1024  # vectors of a step whose shape is told
