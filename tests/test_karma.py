@@ -16,9 +16,10 @@ import torch
 from click.testing import CliRunner
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
-from karmafunnel.files import seal
+from karmafunnel.files import say, seal
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.models import diagnostics as diagnose
+from karmafunnel.models import weights
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
 from karmafunnel.models.karma import (
     KARMA,
@@ -1373,6 +1374,27 @@ def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     industrial = load_recipe("karma_industrial_trials", shop).rows
     kinds = [name.split(" ")[0].rstrip(",") for name in industrial]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(tuned[:4], 10)
+
+
+def test_tables_with_karma_have_the_frozen_sentence_encoder_where_it_was_fetched(
+    shop: Log,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path))
+    row, studies = "frozen sentence encoder", ("controls", "industrial", "words", "pictures")
+    left_out = f"row '{row}' is left out: karmafunnel fetch-model minilm brings its model\n"
+    for name in (*(f"karma_{study}" for study in studies), "funnel_ablation"):
+        say.cache_clear()  # which tells a line once a process
+        assert not any(row in found for found in load_recipe(name, shop).rows), name
+        assert capsys.readouterr().err == left_out, name
+    monkeypatch.setattr(weights, "intact", lambda folder: folder == weights.folder_of("minilm"))
+    for study in studies:
+        value = load_recipe(f"karma_{study}", shop).rows[row].embedders["interest"]
+        assert repr(value) == "SentenceEncoder()"
+    places = ("recall", "pre-ranking", "ranking", "every stage")
+    assert {f"{row} at {at}" for at in places} <= set(load_recipe("funnel_ablation", shop).rows)
 
 
 def test_a_hub_that_does_not_answer_is_said_at_once(

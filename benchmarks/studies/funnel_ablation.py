@@ -14,7 +14,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from karmafunnel.benchmarks.studies.karma_controls import WORDS, base, settings
+from karmafunnel.benchmarks.studies.karma_controls import (
+    WORDS,
+    base,
+    sentence_encoder,
+    settings,
+)
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM
@@ -93,6 +98,7 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
             if isinstance(value, KARMA):
                 found[f"{name}, words"] = replace(value, lexical=WORDS)
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
+        found |= sentence_encoder(log)
     else:
         found["co-occurrence"] = Cooccurrence()
     return found | {"SASRec": SASRec(), "random": RandomVectors()}

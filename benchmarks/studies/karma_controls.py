@@ -6,17 +6,20 @@ The strong regime: softmax over the whole catalogue, where what was shown in vai
 any other, and frozen text vectors. On Amazon Office and the World on its catalogue the objectives,
 SASRec, the frozen LM and TF-IDF were each tried on W2b (karma_trials.py); Online Retail's were
 tried before interests started from the history, other logs take the default untried. The industrial
-regime is in karma_industrial.py.
+regime is in karma_industrial.py. The frozen sentence encoder takes
+`karmafunnel fetch-model minilm` first; without it its row is left out.
 """
 
 import math
 from dataclasses import replace
 from typing import Any
 
+from karmafunnel.files import say
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.karma import KARMA, FrozenLM, SentenceEncoder
 from karmafunnel.models.sasrec import SASRec
+from karmafunnel.models.weights import is_fetched
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
@@ -79,6 +82,19 @@ def settings(log: Log) -> dict[str, dict[str, Any]]:
     return CHOSEN.get(log.whole, CHOSEN["default"])
 
 
+def sentence_encoder(log: Log) -> dict[str, Embedder]:
+    """The row of every table with KARMA that is what a user would take instead; none where items
+    have no text or the model was not fetched, which is told.
+    """
+    name, value = "frozen sentence encoder", SentenceEncoder()
+    if not log.has("text"):
+        return {}
+    if not is_fetched(value.source):
+        say(f"row '{name}' is left out: karmafunnel fetch-model {value.source} brings its model")
+        return {}
+    return {name: value}
+
+
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     chosen, plain = settings(log), base(log)
     action, rec = replace(plain, **chosen["action"]), replace(plain, **chosen["rec"])
@@ -108,4 +124,5 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         else SASRec(**chosen.get("sasrec", {})),
         "random": RandomVectors(),
     }
+    found |= sentence_encoder(log)
     return {name: {"interest": value} for name, value in found.items()}

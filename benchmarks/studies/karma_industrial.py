@@ -12,6 +12,7 @@ rate 1e-3 show what one rate does to each.
 from dataclasses import replace
 from typing import Any
 
+from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA, FrozenLM, InBatch
@@ -77,6 +78,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+gen+rec, rate 1e-3": replace(both, rate=1e-3),
         "frozen LM": FrozenLM(),
     }
+    found |= sentence_encoder(log)
     if action.loss.hard_weight != 1.0:  # what of it is the weight of what was shown in vain?
         even = replace(action, loss=InBatch())
         found |= {

@@ -10,7 +10,7 @@ of `see` stand side by side; its other forms have the middle one.
 
 from dataclasses import replace
 
-from karmafunnel.benchmarks.studies.karma_controls import base, settings
+from karmafunnel.benchmarks.studies.karma_controls import base, sentence_encoder, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import SelfSupervised
@@ -25,7 +25,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     action, both = (replace(plain, **chosen[name]) for name in ("action", "both"))
     pictures = replace(both, visual=SelfSupervised())
     see, alone = replace(pictures, see=0.3), replace(action, visual=SelfSupervised())
-    found = {
+    found: dict[str, Embedder] = {
         "+gen+rec": both,
         "+gen+rec, pictures": pictures,
         "+gen+rec+see 0.1": replace(pictures, see=0.1),
@@ -38,4 +38,5 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+see 0.3": replace(alone, see=0.3),
         "+see 0.3, shuffled pictures": replace(alone, see=0.3, shuffled=True),
     }
+    found |= sentence_encoder(log)
     return {name: {"interest": value} for name, value in found.items()}

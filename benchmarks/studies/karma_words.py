@@ -10,7 +10,7 @@ themselves are worth is in its table.
 from dataclasses import replace
 
 from karmafunnel.benchmarks.studies import karma_controls
-from karmafunnel.benchmarks.studies.karma_controls import WORDS
+from karmafunnel.benchmarks.studies.karma_controls import WORDS, sentence_encoder
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
@@ -28,4 +28,6 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         value = controls[name]["interest"]
         if isinstance(value, KARMA):
             found[name] = {"interest": replace(value, lexical=WORDS)}
+    for name, value in sentence_encoder(log).items():
+        found[name] = {"interest": value}
     return found
