@@ -1,0 +1,230 @@
+"""Where do the language objectives pay? Five action losses, each alone and with every objective:
+
+    karmafunnel table karma_atlas LOG --diagnose --out out/atlas          # the cells, one log
+    python -m karmafunnel.benchmarks.studies.karma_atlas LOG... --out out # cells, table, pictures
+
+The paper's own setting: no ids, nothing added to the user embedding, item texts read by the model
+in training, `gen` and `rec` through the same language model and head with one weight. A softmax
+over the catalogue needs frozen item texts and takes three times as many passes, which cost as much.
+Rates and weights are the best of four trials each on W2b (karma_atlas_trials.py). Every row is held
+against the action-only row of its own loss. The command says how long it will take, keeps every
+cell and goes on where it was.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from karmafunnel.cli import OneLineErrors
+from karmafunnel.files import write_text
+from karmafunnel.keys import cache_root
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
+from karmafunnel.models.karma import (
+    KARMA,
+    FrozenLM,
+    InBatch,
+    MaskedNCE,
+    Pairwise,
+    SentenceEncoder,
+    Softmax,
+)
+from karmafunnel.models.karma.action import ActionLoss
+from karmafunnel.models.sasrec import SASRec
+from karmafunnel.simulator.ablation.ablate import ablate
+from karmafunnel.simulator.ablation.cells import Cell
+from karmafunnel.simulator.ablation.cells import cells as cells_of
+from karmafunnel.simulator.ablation.formats import tables_of
+from karmafunnel.simulator.ablation.lines import Line, lines_of
+from karmafunnel.simulator.replay.options import RunOptions
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
+from karmafunnel.simulator.report.curves import curve_figure, write_curve
+from karmafunnel.simulator.report.table import to_markdown
+from karmafunnel.stages.recall import VectorRecall
+from karmafunnel.terminal import Console
+
+LOSSES: dict[str, ActionLoss] = {
+    "pairwise": Pairwise(),
+    "pairwise on cosine": Pairwise(cosine=True),
+    "in-batch softmax": InBatch(),
+    "masked NCE": MaskedNCE(),
+    "catalogue softmax": Softmax(),
+}
+# of gen and rec, which share one weight
+OBJECTIVES = {"+gen": (1.0, 0.0), "+rec": (0.0, 1.0), "+gen+rec": (1.0, 1.0)}
+WATCHED = ("effective rank, interests", "effective rank, items", "negatives masked", "act")
+QUALITY = "HR@200"
+MINUTES = 1.2  # of a cell on one core of a small machine, as in the trials
+
+funnel = VectorRecall("interest", k=200)
+against = "pairwise, action-only"
+measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
+seeds = (0, 1, 2)
+
+# (rate, weight) with the best mean of HR@10, HR@50 and HR@200 on W2b, of four each; a loss whose
+# trials on a log are not done has no row, and a log without trials takes those of Office
+Setting = tuple[float, float]
+CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
+    "amazon_office": {
+        "pairwise": {
+            "action-only": (3e-4, 0.0),
+            "+gen": (3e-4, 0.1),
+            "+rec": (3e-4, 0.3),
+            "+gen+rec": (3e-4, 0.1),
+        },
+        "pairwise on cosine": {
+            "action-only": (3e-4, 0.0),
+            "+gen": (3e-4, 0.1),
+            "+rec": (3e-4, 0.1),
+            "+gen+rec": (3e-4, 0.1),
+        },
+    },
+}
+HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
+
+
+def chosen_for(log: Log) -> dict[str, dict[str, Setting]]:
+    """The settings of a log by loss and row."""
+    return CHOSEN.get(log.whole, CHOSEN["amazon_office"])
+
+
+def base(log: Log, name: str) -> KARMA:
+    """KARMA under the loss of that name, without a language objective."""
+    loss = LOSSES[name]
+    frozen = isinstance(loss, Softmax)
+    return KARMA(
+        length=10 if log.meta["time"] == "order" else 20,
+        text_words=16,
+        items="frozen" if frozen else "trained",
+        ids=False,
+        residual=False,
+        loss=loss,
+        # a sum over about a hundred negatives, to the size of the other losses
+        action=0.01 if isinstance(loss, Pairwise) else 1.0,
+        decoder="lm",
+        epochs=6 if frozen else 2,
+    )
+
+
+def rows(log: Log) -> dict[str, dict[str, Embedder]]:
+    found: dict[str, Embedder] = {}
+    for loss, chosen in chosen_for(log).items():
+        plain = replace(base(log, loss), watch=10)
+        alone = replace(plain, rate=chosen["action-only"][0])
+        found[f"{loss}, action-only"] = alone
+        for objective, (gen, rec) in OBJECTIVES.items():
+            rate, weight = chosen[objective]
+            both = replace(plain, rate=rate, gen=gen * weight, rec=rec * weight)
+            found[f"{loss}, {objective}"] = both
+        found[f"{loss}, +gen+rec, shuffled texts"] = replace(both, shuffled=True)
+        # both objectives together take less than twice the time
+        found[f"{loss}, action-only, equal compute"] = replace(alone, epochs=2 * alone.epochs)
+        # which of them bear a rate that is too high?
+        found[f"{loss}, action-only, high rate"] = replace(alone, rate=HIGH)
+        found[f"{loss}, +gen+rec, high rate"] = replace(both, rate=HIGH)
+        found[f"{loss}, +gen+rec, shuffled texts, high rate"] = replace(
+            both, shuffled=True, rate=HIGH
+        )
+    found |= {
+        "TF-IDF": TfidfSVD(dim=128),
+        "frozen LM, whitening": FrozenLM(after="whitening"),
+        "sentence encoder, half-whitened": SentenceEncoder(),
+        "SASRec": SASRec(),
+        "random": RandomVectors(),
+    }
+    return {name: {"interest": value} for name, value in found.items()}
+
+
+# -- tables and pictures of the finished cells -----------------------------------------------------
+
+
+def by_loss(recipe: Recipe, log: Log, out: Path) -> Iterator[tuple[str, list[Line]]]:
+    """Each loss with the lines of its rows, held against its own action-only row."""
+    for loss in chosen_for(log):
+        own = {name: row for name, row in recipe.rows.items() if name.startswith(f"{loss}, ")}
+        part = replace(recipe, rows=own, against=f"{loss}, action-only")
+        yield loss, lines_of(part, cells_of(part, log, out))
+
+
+def gains(name: str, loss: str, lines: list[Line]) -> list[dict[str, Any]]:
+    """The gain of both objectives, and of the texts of other items, over how good the loss is
+    alone, at the chosen rate and at the high one.
+    """
+    found = []
+    lines_by_row = {line["row"].removeprefix(f"{loss}, "): line for line in lines}
+    for tail in ("", ", high rate"):
+        alone = lines_by_row.get(f"action-only{tail}", {}).get("values", {}).get(QUALITY)
+        for row in ("+gen+rec", "+gen+rec, shuffled texts"):
+            values = lines_by_row.get(f"{row}{tail}", {}).get("values", {}).get(QUALITY)
+            if alone and values:
+                gain = values["value"] - alone["value"]
+                point = {"row": f"{row}, {name}", "value": gain, "alone": alone["value"]}
+                found.append(point | {"loss": f"{loss}{tail}"})
+    return found
+
+
+def steps(cells: list[Cell], figure: str) -> list[dict[str, Any]]:
+    """A figure of the batches of every tenth step, a line for each cell."""
+    found = []
+    for cell in cells:
+        fit = cell.read("facts.json").get("fit") or {}
+        for step in fit.get("watched", ()):
+            if figure in step:
+                found.append({"row": cell.row, "step": step["step"], "value": step[figure]})
+    return found
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("logs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/atlas"), show_default=True
+)
+@click.option("--minutes", type=float, default=10.0, help="Begin no new cell after so long.")
+def main(logs: tuple[Path, ...], out: Path, minutes: float) -> None:
+    """Make the cells of LOGS, as many as fit into the minutes, then the tables and pictures."""
+    console = Console(stderr=True)
+    command = shlex.join(
+        ["python", "-m", "karmafunnel.benchmarks.studies.karma_atlas", *sys.argv[1:]]
+    )
+    options = RunOptions(cache=cache_root(), console=console, command=command)
+    parts, points = [], []
+    for path in logs:
+        log = Log.open(path)
+        recipe, folder = load_recipe(__file__, log), out / log.name
+        todo = [cell for cell in cells_of(recipe, log, folder) if not cell.done]
+        console.print(
+            f"{log.name}: {len(todo)} cells to make, about {len(todo) * MINUTES / 60:.1f} hours on "
+            f"one core; this call begins none after {minutes:g} minutes"
+        )
+        ablate(recipe, log, folder, options, minutes=minutes, diagnose=True)
+        for loss, lines in by_loss(recipe, log, folder):
+            points += gains(log.name, loss, lines)
+            tables = "\n\n".join(
+                to_markdown(table) for table in tables_of(f"{loss}, action-only", lines)
+            )
+            parts.append(f"## {log.name}: {loss}\n\n{tables}\n")
+            watched = [
+                cell
+                for cell in cells_of(recipe, log, folder)
+                if cell.row.startswith(f"{loss}, ") and cell.seed == seeds[0] and cell.done
+            ]
+            for figure in WATCHED:
+                if drawn := steps(watched, figure):
+                    plot = curve_figure(drawn, "step", y_title=figure)
+                    file = out / f"{log.name}-{loss}-{figure}.html".replace(" ", "_")
+                    write_curve(plot, file, f"{log.name}, {loss}: {figure}")
+    write_text(out / "atlas.md", "\n".join(parts))
+    if points:
+        plot = curve_figure(
+            points, "alone", x_title=f"{QUALITY} of the loss alone", y_title="gain", reference=0
+        )
+        write_curve(plot, out / "gain_over_quality.html", "What both objectives add to a loss")
+    console.print(f"{out / 'atlas.md'}")
+
+
+if __name__ == "__main__":
+    main()
