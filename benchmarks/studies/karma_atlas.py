@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import write_text
 from karmafunnel.keys import cache_root
@@ -30,7 +31,6 @@ from karmafunnel.models.karma import (
     InBatch,
     MaskedNCE,
     Pairwise,
-    SentenceEncoder,
     Softmax,
 )
 from karmafunnel.models.karma.action import ActionLoss
@@ -132,10 +132,10 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     found |= {
         "TF-IDF": TfidfSVD(dim=128),
         "frozen LM, whitening": FrozenLM(after="whitening"),
-        "sentence encoder, half-whitened": SentenceEncoder(),
         "SASRec": SASRec(),
         "random": RandomVectors(),
     }
+    found |= sentence_encoder(log)
     return {name: {"interest": value} for name, value in found.items()}
 
 
