@@ -443,6 +443,10 @@ class TfidfSVDEmbedding(Embedding):
             unit_rows(np.asarray(rows @ self.directions.astype(np.float64))), self.config.dim
         )
 
+    def of(self, log: Log) -> TfidfSVDEmbedding:
+        """The items and requests of another log in the same words, weights and directions."""
+        return TfidfSVDEmbedding(self.config, log, self.vocabulary, self.idf, self.directions)
+
     def items(self) -> np.ndarray:
         return self._items
 

@@ -16,6 +16,7 @@ from karmafunnel.models.karma import KARMA, FrozenLM, InBatch, LanguageFirst, Qw
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma.backbone import LM
 from karmafunnel.models.karma.language import BETWEEN, tokens_of
+from karmafunnel.simulator.replay.recipe import load_recipe
 from shop import make_shop, scramble
 
 pytestmark = pytest.mark.slow
@@ -265,6 +266,15 @@ def test_low_rank_updates_of_language_and_of_action(
     fitted.save(tmp_path / "kept")
     loaded = value.load(tmp_path / "kept", shop)
     assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+
+
+def test_each_order_is_tried_as_often(shop: Log) -> None:
+    order = load_recipe("karma_order", shop)
+    assert order.against in order.rows
+    kinds = [name.rpartition(", rate ")[0] for name in load_recipe("karma_order_trials", shop).rows]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        name: 2 for name in order.rows if ":" in name
+    }
 
 
 def test_values_of_language_that_are_refused(shop: Log) -> None:

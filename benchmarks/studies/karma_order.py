@@ -38,6 +38,8 @@ ORDERS: dict[str, dict[str, Any]] = {
     "language first, then both": {"backbone": READ, **BOTH},
     "shuffled histories first, then action": {"backbone": SHUFFLED},
     "action-only, equal compute": {"epochs": 3},
+}
+LOW_RANK: dict[str, dict[str, Any]] = {
     "action-only, LoRA": {"backbone": LORA},
     "language first, then action, LoRA": {"backbone": LORA_READ},
 }
@@ -62,11 +64,13 @@ def base(log: Log) -> KARMA:
 
 
 def trained(log: Log) -> dict[str, KARMA]:
-    """Every order under every loss."""
+    """Every order under every loss, and low-rank updates."""
     found = {}
     for loss, value in LOSSES.items():
         for order, settings in ORDERS.items():
             found[f"{loss}: {order}"] = replace(base(log), loss=value, **settings)
+    for order, settings in LOW_RANK.items():  # in-batch alone, for its cost
+        found[f"in-batch: {order}"] = replace(base(log), **settings)
     return found
 
 

@@ -12,6 +12,7 @@ from .embedder import KARMA as KARMA
 from .frozen import FrozenLM as FrozenLM
 from .language import LanguageFirst as LanguageFirst
 from .sentence import SentenceEncoder as SentenceEncoder
+from .transfer import Transfer as Transfer
 from .visual import Column as Column
 from .visual import Pretrained as Pretrained
 from .visual import SelfSupervised as SelfSupervised

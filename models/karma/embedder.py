@@ -74,6 +74,12 @@ class KARMA(KarmaConfig, Embedder):
         Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number
         (naming the step).
         """
+        return self.fitted(log, seed, progress, device, cache).embedding
+
+    def fitted(
+        self, log: Log, seed: int, progress: Progress, device: str, cache: Path | None
+    ) -> Fit:
+        """What `fit` makes, with what it is made of."""
         base = self.backbone.ready(log, cache, progress, device)
         # BOS, [INT], BOS
         base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))
@@ -105,10 +111,10 @@ class KARMA(KarmaConfig, Embedder):
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
         network.use(network.lm.merged())
         embedding = KarmaEmbedding(
-            self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical
+            self, self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical
         )
         embedding.learn_prior(trainee.examples.trees.request)
-        return embedding
+        return Fit(base, features, trainee, embedding)
 
     def trainee(
         self, log: Log, base: LM, features: Features, seed: int, cache: Path | None
@@ -159,9 +165,18 @@ class KARMA(KarmaConfig, Embedder):
         return trainee, folder
 
     def features(
-        self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str
+        self,
+        log: Log,
+        base: LM,
+        cache: Path | None,
+        seed: int,
+        progress: Progress,
+        device: str,
+        like: Features | None = None,
     ) -> Features:
-        """Frozen features of the log's items, put to scale over those known in W1."""
+        """Frozen features of the log's items, put to scale over those known in W1, or as those of
+        another log are (`like`).
+        """
         texts = log.item_text()
         if not any(text.strip() for text in texts):
             raise KarmafunnelError(
@@ -173,11 +188,14 @@ class KARMA(KarmaConfig, Embedder):
         words, n_words = base.encode(texts, self.text_words)
         known = known_in_w1(log)
         raw = pooled(base, texts, self.text_words)
-        mean, turn = whitening(raw[known & (n_words > 0)])
+        mean, turn = whitening(raw[known & (n_words > 0)]) if like is None else like.norm
         text = (raw - mean) @ turn * (n_words > 0)[:, None]
         lexical = None
         if self.lexical is not None:
-            lexical = self.lexical.fit(log, seed, progress)
+            if like is None or like.lexical is None:
+                lexical = self.lexical.fit(log, seed, progress)
+            else:
+                lexical = like.lexical.of(log)
             text = np.concatenate([text, lexical.items()], axis=1)
         visual = seen = None
         if self.visual is not None:
@@ -194,8 +212,12 @@ class KARMA(KarmaConfig, Embedder):
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
+        return self.opened(self, folder, log)
+
+    def opened(self, value: Embedder, folder: Path | str, log: Log) -> KarmaEmbedding:
+        """A saved embedding of `value`, whose settings are these."""
         words = ("lexical.idf", "lexical.directions") if self.lexical else ()
-        tensors, description = read_saved(self, folder, log, "vectors", *words)
+        tensors, description = read_saved(value, folder, log, "vectors", *words)
         vectors = tensors.pop("vectors")
         lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
         lexical = None
@@ -217,8 +239,9 @@ class KARMA(KarmaConfig, Embedder):
         )
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
         put_weights(network, weights, str(folder), not_served(network))
+        facts = description["facts"]
         return KarmaEmbedding(
-            self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder)
+            value, self, log, network.eval(), vectors, facts, None, lexical, Path(folder)
         )
 
 
@@ -306,7 +329,8 @@ def tells(lm: LM) -> Tensor:
 
 class KarmaEmbedding(Embedding):
     """Item and user embeddings, of length 1 unless the loss is on plain inner products; decoders
-    stay on disk until a user embedding is decoded.
+    stay on disk until a user embedding is decoded. `config`: the settings, those of `value` unless
+    it wraps another.
     """
 
     asks = ("query", "filters")
@@ -314,7 +338,8 @@ class KarmaEmbedding(Embedding):
 
     def __init__(
         self,
-        value: KARMA,
+        value: Embedder,
+        config: KARMA,
         log: Log,
         network: Network,
         vectors: np.ndarray,
@@ -324,7 +349,7 @@ class KarmaEmbedding(Embedding):
         folder: Path | None = None,
     ):
         super().__init__(value, log, facts)
-        self.config, self.network, self.vectors, self.lexical = value, network, vectors, lexical
+        self.config, self.network, self.vectors, self.lexical = config, network, vectors, lexical
         self._decoders, self._folder = decoders, folder
         self._x = torch.from_numpy(vectors).to(network.lm.device)
 
@@ -556,3 +581,15 @@ class KarmaEmbedding(Embedding):
         if any(unseen):
             out["perplexity given interest, unseen"] = math.exp(np.mean(np.array(alone)[unseen]))
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """An embedding and what it is made of: the language model before fine-tuning, the frozen
+    features of the log's items, and what was trained.
+    """
+
+    base: LM
+    features: Features
+    trainee: Trainee
+    embedding: KarmaEmbedding
