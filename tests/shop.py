@@ -2,8 +2,13 @@
 some time on.
 """
 
+import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -73,6 +78,19 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
         "has": has,
     }
     return Log.make(items, requests, pl.DataFrame(rows, schema=types, orient="row"), meta)
+
+
+@cache
+def other_shop() -> str:
+    """The folder of another small shop, one for all processes of a test run."""
+    folder = Path(tempfile.gettempdir()) / f"karmafunnel-tests-{os.getuid()}" / "shop-1"
+    if not (folder / "log.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent)) / "shop"
+        make_shop(n_items=120, n_users=20, n_requests=200, seed=2).write(made)
+        with suppress(OSError):  # another process was first
+            made.rename(folder)
+    return str(folder)
 
 
 def scramble(log: Log, t: int, seed: int = 1) -> Log:

@@ -24,9 +24,9 @@ from karmafunnel.models.embedders import (
     TfidfSVD,
     known_in_w1,
 )
-from karmafunnel.models.karma import Qwen
+from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.sasrec import SASRec
-from shop import make_shop, scramble
+from shop import make_shop, other_shop, scramble
 from tiny_models import sentence_encoder
 
 pytestmark = pytest.mark.slow
@@ -41,6 +41,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1},
     "FrozenLM": {"backbone": TINY},
     "SentenceEncoder": {"source": sentence_encoder(), "dim": 8},
+    "Transfer": {
+        "embedder": KARMA(backbone=TINY, dim=32, epochs=1, length=8, ids=False),
+        "log": other_shop(),
+    },
 }
 
 
@@ -272,7 +276,8 @@ class TestContract:
         assert np.isfinite(vector).all()
 
     def test_prints_as_typed(self, value: Embedder) -> None:
-        assert eval(repr(value), {type(value).__name__: type(value), "Qwen": Qwen}) == value
+        names = {type(value).__name__: type(value), "Qwen": Qwen, "KARMA": KARMA}
+        assert eval(repr(value), names) == value
         assert repr(type(value)()) == f"{type(value).__name__}()"
 
     def test_reports_progress(self, value: Embedder, shop: Log) -> None:
