@@ -5,6 +5,7 @@ them is for.
 import importlib
 import inspect
 import pkgutil
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -278,7 +279,8 @@ class TestContract:
     def test_prints_as_typed(self, value: Embedder) -> None:
         names = {type(value).__name__: type(value), "Qwen": Qwen, "KARMA": KARMA}
         assert eval(repr(value), names) == value
-        assert repr(type(value)()) == f"{type(value).__name__}()"
+        if all(f.default is not MISSING for f in fields(value)):  # type: ignore[arg-type]
+            assert repr(type(value)()) == f"{type(value).__name__}()"
 
     def test_reports_progress(self, value: Embedder, shop: Log) -> None:
         said: list[str] = []
