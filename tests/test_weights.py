@@ -178,6 +178,18 @@ def test_a_gguf_file_is_read_once(shop: Log, tmp_path: Path, monkeypatch: pytest
     assert np.isfinite(fitted.items()).all()
 
 
+def test_no_bars_but_ours(
+    shop: Log, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What transformers draws while it loads would stand between the lines of a table."""
+    save_checkpoint(tmp_path / "lm", "llama")
+    sentence_encoder()
+    capfd.readouterr()
+    Checkpoint(str(tmp_path / "lm")).ready(shop, None, quiet, "cpu")
+    SentenceEncoder(sentence_encoder(), dim=4).fit(shop)
+    assert capfd.readouterr().err == ""
+
+
 def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="needs the extra `gguf`")
     whole = tmp_path / "whole.gguf"

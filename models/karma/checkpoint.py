@@ -21,7 +21,7 @@ from ...files import atomic_folder, intact
 from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
-from ..weights import dequantise, digest_of, source_of
+from ..weights import dequantise, digest_of, no_bars, source_of
 from .backbone import DTYPES, LM, perplexity
 
 ASKED = 64  # texts whose perplexity is told
@@ -130,6 +130,7 @@ class Checkpoint(Typed):
         lm.facts["layers"] = self.layers
         lm.facts["parameters"] = sum(p.numel() for p in lm.model.parameters())
 
+    @no_bars()
     def opened(self, source: str) -> LM:
         """The model of a folder or a hub id, whole."""
         here = must_be_here(source)

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 
 from ...errors import KarmafunnelError, line_of
 from ...files import read_json
 from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
-from ..weights import source_of
+from ..weights import no_bars, source_of
 from .backbone import TOKEN
 from .checkpoint import must_be_here
 from .frozen import After, FrozenText
@@ -153,6 +154,7 @@ class SentenceEncoder(FrozenText):
         return Sentences.rebuild(description, who)
 
 
+@no_bars()
 def open_sentences(source: str, who: str, device: str) -> Sentences:
     """A sentence encoder from a local folder or the hub; raises KarmafunnelError for a source that
     is none.
@@ -181,7 +183,7 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
     if not getattr(tokenizer, "is_fast", False):
         found = type(tokenizer).__name__
         raise KarmafunnelError(who, needs="a fast tokenizer (tokenizer.json)", found=found)
-    check_pooling(Path(source), who)
+    check_pooling(source, here, who)
     words = tokenizer.backend_tokenizer.get_vocab_size()
     table = model.get_input_embeddings().weight.size(0)
     if not 16 <= words <= table:  # without its file, an empty one is made
@@ -192,10 +194,18 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
     return Sentences(model.to(device), tokenizer.backend_tokenizer, pad, facts)
 
 
-def check_pooling(folder: Path, who: str) -> None:
-    """Raises KarmafunnelError where a folder says that vectors are pooled in another way."""
-    file = folder / "1_Pooling" / "config.json"
-    if not file.exists():
+def check_pooling(source: str, here: bool, who: str) -> None:
+    """Raises KarmafunnelError where a source says that vectors are pooled in another way; one that
+    says nothing is read by its mean, as `sentence-transformers` does.
+    """
+    file = cached_file(
+        source,
+        "1_Pooling/config.json",
+        local_files_only=here,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
         return
     found = read_json(file)
     modes = sorted(name for name, on in dict(found).items() if "mode" in name and on is True)

@@ -29,6 +29,7 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
+from ..weights import no_bars
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,6 +172,7 @@ def open_images(log: Log) -> list[Image.Image | None]:
 
 
 @torch.inference_mode()
+@no_bars()
 def from_model(
     how: Pretrained, pictures: list[Image.Image], progress: Progress, device: str
 ) -> np.ndarray:
