@@ -12,6 +12,7 @@ over the actions of Amazon Office, so "equal compute" is three passes.
 from dataclasses import replace
 from typing import Any
 
+from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, InBatch, LanguageFirst, Pairwise, Qwen
@@ -86,4 +87,5 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "TF-IDF": TfidfSVD(dim=128),
         "random": RandomVectors(),
     }
+    found |= sentence_encoder(log)
     return {name: {"interest": value} for name, value in found.items()}

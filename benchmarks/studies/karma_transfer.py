@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from karmafunnel.benchmarks.studies import karma_order
+from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.benchmarks.studies.karma_order import BOTH, CHOSEN, LOSSES, RATE
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
@@ -60,4 +61,5 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "TF-IDF": TfidfSVD(dim=128),
         "random": RandomVectors(),
     }
+    found |= sentence_encoder(log)
     return {name: {"interest": value} for name, value in found.items()}
