@@ -13,6 +13,7 @@ from .backbone import Qwen
 from .checkpoint import Checkpoint
 from .language import LanguageFirst
 from .losses import Masked
+from .vector import Diffusion, Direct, FlowMatching, VectorLoss
 from .visual import Column, Pretrained, SelfSupervised
 
 
@@ -22,12 +23,16 @@ class KarmaConfig:
     (arXiv 2603.22779).
 
     The loss is `action * L_act + gen * L_gen + rec * L_rec + see * L_see`. With gen = rec = see = 0
-    this is the action-only control. [K] is known from the paper's abstract, [I] inferred, [O] ours.
+    this is the action-only control. [K] is known from the paper's abstract, [R] said by a public
+    reading of the paper, [I] inferred, [O] ours.
 
-    - L_act [K, details I]: the target's score against those of other items, as `loss` says.
+    - L_act [K; R: pairwise logistic, ours by default a softmax]: the target's score against those
+      of other items, as `loss` says.
     - L_gen [K]: the language model generates the target's text after the history.
-    - L_rec [K]: a decoder generates the target's text from the user embedding alone.
-    - L_see [K]: a head predicts the target's frozen visual features.
+    - L_rec [K; R: by the same language model, with the same weight as L_gen]: a decoder generates
+      the target's text from the user embedding alone.
+    - L_see [K; R: by diffusion or flow matching, which helps]: a head predicts the target's
+      frozen visual features.
 
     AdamW at a constant rate, gradients clipped at norm 1; an exponential moving average of the
     weights is kept.
@@ -57,8 +62,13 @@ class KarmaConfig:
         action, gen, rec, see: weights of the losses; 0 leaves one out.
         decoder: of L_rec: "bow" (words through the LM head), "masked" (one layer, most words
             masked) or "lm" (the language model itself).
-        vector: loss of L_see: "mse", "cosine" or "diffusion". In the paper diffusion fails as the
-            generator of the embedding itself [K]; as a decoder, a public reading says, it helps.
+        see_by: how L_see predicts the features from the user embedding: `Direct()` by mean squared
+            error, `Cosine()`, `Diffusion(steps=50)` or `FlowMatching(steps=16)`; with
+            `history=True` from the last hidden state as well. The last two are the paper's [R].
+        generator: a control: the user embedding is regressed by `Direct()`, which is autoregression
+            with MSE, or drawn by `Diffusion()` or `FlowMatching()`, from what would be the
+            embedding without it. L_act is then the error to the target's item vector, and item vectors stay
+            as they start. In the paper diffusion fails here [K]. None: the projection itself.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
         dropout, rate, weight_decay, average, epochs: of the training.
@@ -87,7 +97,8 @@ class KarmaConfig:
     rec: float = 0.0
     decoder: Literal["bow", "masked", "lm"] = "bow"
     see: float = 0.0
-    vector: Literal["mse", "cosine", "diffusion"] = "mse"
+    see_by: VectorLoss = Direct()  # noqa: RUF009
+    generator: VectorLoss | None = None
     shuffled: bool = False
     dropout: float = 0.1
     rate: float = 1e-3
@@ -103,7 +114,6 @@ class KarmaConfig:
             "items": ("frozen", "trained"),
             "decoder": ("bow", "masked", "lm"),
         }
-        choices["vector"] = ("mse", "cosine", "diffusion")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise KarmafunnelError(
@@ -119,6 +129,14 @@ class KarmaConfig:
                 needs=f"{Softmax()!r}, {InBatch()!r} or another action loss of models.karma",
                 found=repr(self.loss),
             )
+        if not isinstance(self.see_by, VectorLoss):
+            raise KarmafunnelError(
+                "KARMA",
+                what="see_by",
+                needs=f"{Direct()!r}, {FlowMatching()!r}, {Diffusion()!r} or Cosine()",
+                found=repr(self.see_by),
+            )
+        self.check_generator()
         needs(
             self,
             "action",
@@ -165,6 +183,31 @@ class KarmaConfig:
             raise KarmafunnelError(
                 "KARMA", what=f"see={self.see}", needs="visual features", found="visual=None"
             )
+
+    def check_generator(self) -> None:
+        """Raise KarmafunnelError for a generator that does not go with the other settings."""
+        if self.generator is None:
+            return
+        if not isinstance(self.generator, VectorLoss):
+            raise KarmafunnelError(
+                "KARMA",
+                what="generator",
+                needs=f"None, {Direct()!r}, {Diffusion()!r}, {FlowMatching()!r} or Cosine()",
+                found=repr(self.generator),
+            )
+        wrong = {
+            "loss": (self.loss != Softmax(), "the default loss, whose place it takes"),
+            "rec": (self.rec != 0, "rec=0: decoders would read what is not served"),
+            "see": (self.see != 0, "see=0: decoders would read what is not served"),
+        }
+        for name, (here, wanted) in wrong.items():
+            if here:
+                raise KarmafunnelError(
+                    "KARMA",
+                    what=f"generator={self.generator!r}",
+                    needs=wanted,
+                    found=f"{name}={getattr(self, name)!r}",
+                )
 
     @property
     def d_asked(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -136,6 +137,7 @@ class KARMA(KarmaConfig, Embedder):
                 self.residual,
                 self.d_asked,
                 self.loss.unit,
+                self.generator,
             )
             if self.warm and self.ids:
                 met = meeting_vectors(log, examples, self.dim, seed)
@@ -236,6 +238,7 @@ class KARMA(KarmaConfig, Embedder):
             self.residual,
             self.d_asked,
             self.loss.unit,
+            self.generator,
         )
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
         put_weights(network, weights, str(folder), not_served(network))
@@ -382,9 +385,26 @@ class KarmaEmbedding(Embedding):
                 asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(
                     self._x.device
                 )
-            z = self.network.z(self.network(batch, self._x), batch, self._x, asked)
+            hidden = self.network(batch, self._x)
+            z = self.network.z(hidden, batch, self._x, asked)
+            if self.network.generator is not None:
+                noise = self.noise(filled).to(z.device)
+                told = self.network.generator.sample(z, noise, self.network.asking(hidden, batch))
+                z = self.network.to_length(told)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
+
+    def noise(self, requests: np.ndarray) -> Tensor:
+        """Standard normal noise that a generator starts from, a function of a request's user and
+        time alone: (B, dim).
+        """
+        asked = self.log.requests[requests].select("user_id", "ts").iter_rows()
+        rows = []
+        for user, ts in asked:
+            seed = hashlib.sha256(f"{user} {ts!r}".encode()).digest()[:8]
+            rng = np.random.default_rng(int.from_bytes(seed, "little"))
+            rows.append(rng.standard_normal(self.config.dim, dtype=np.float32))
+        return torch.from_numpy(np.stack(rows))
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         """Interests of requests as if nothing had come before them; each text is read once."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .backbone import LM
 from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
+from .vector import VectorDecoder, VectorLoss
 
 
 def word_size(lm: LM) -> Tensor:
@@ -49,6 +50,7 @@ class Network(nn.Module):
         residual: bool = False,
         d_asked: int = 0,
         unit: bool = True,
+        generator: VectorLoss | None = None,
     ):
         super().__init__()
         self.dim, self.dropout, self.unit = dim, dropout, unit
@@ -78,6 +80,13 @@ class Network(nn.Module):
             # a query starts where an item of the same words would: the last columns of text
             if self.asked is not None and d_text >= d_asked:
                 self.asked.weight.copy_(self.text.weight[:, -d_asked:])
+        self.generator: VectorDecoder | None = None
+        if generator is not None:
+            self.generator = generator.decoder(dim, dim, lm.dim)
+            # a generator is trained towards item vectors, which must not come to meet it
+            for part in filter(None, (self.text, self.visual)):
+                part.requires_grad_(False)
+            self.ids.requires_grad_(False)
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
@@ -105,13 +114,16 @@ class Network(nn.Module):
         """Last hidden states of all cells, (B, L, lm.dim)."""
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
+    def asking(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Last hidden states at the [INT] cells: (R, lm.dim)."""
+        return hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)
+
     def z(self, hidden: Tensor, batch: Batch, x: Tensor, asked: Tensor | None = None) -> Tensor:
         """User embeddings at the [INT] cells: (R, dim), length 1 where `unit`.
 
         `batch.item` are rows of x. asked (R, d_asked): words of the queries.
         """
-        cells = hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)
-        z = self.to_length(self.interest(cells))
+        z = self.to_length(self.interest(self.asking(hidden, batch)))
         if self.residual is not None:
             weight, decay = F.softplus(self.residual)
             z = z + weight * self.recent(batch, x, decay)

@@ -34,8 +34,8 @@ from .losses import (
     lm_loss,
 )
 from .network import Network
-from .see import VectorDecoder
 from .sequences import Batch, Trees, lay_out, training_trees
+from .vector import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
@@ -279,7 +279,7 @@ class Trainee(nn.Module):
         self.see: VectorDecoder | None = None
         if config.see:
             assert features.visual is not None
-            see = VectorDecoder(network.dim, features.visual.shape[1], config.vector)
+            see = config.see_by.decoder(network.dim, features.visual.shape[1], lm.dim)
             self.see = see.to(device)
         items = examples.candidates
         self.words, self.n_words = features.words[items], features.n_words[items]
@@ -333,18 +333,21 @@ class Trainee(nn.Module):
         asked = None if self.asked is None else self.asked[self.on(branches)]
         z = network.z(hidden, batch, x, asked)
         goal = Pairs(self.on(of), self.on(number[target]), self.on(examples.weight[pairs]))
-        action = config.loss.of(
-            ActionBatch(
-                z,
-                network.to_length(x),
-                goal,
-                self.on(number[hard]),
-                network.scale(),
-                self.on(used),
-                self.known,
-                self.share,
+        if network.generator is not None:
+            action = self.generator_loss(z, network.asking(hidden, batch), goal, target, rng)
+        else:
+            action = config.loss.of(
+                ActionBatch(
+                    z,
+                    network.to_length(x),
+                    goal,
+                    self.on(number[hard]),
+                    network.scale(),
+                    self.on(used),
+                    self.known,
+                    self.share,
+                )
             )
-        )
         out = {"act": action.total / goal.weight.sum()}
         step = Step(out, action, z.detach(), x.detach())
         z = network.direction(z)
@@ -358,7 +361,7 @@ class Trainee(nn.Module):
             if len(rows):
                 out["rec"] = self.reconstruction_loss(z[self.on(rows)], told[rows], rng)
         if self.see is not None:
-            out["see"] = self.visual_loss(z, told, rng)
+            out["see"] = self.visual_loss(z, network.asking(hidden, batch), told, rng)
         return step
 
     def vectors(self, used: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -391,12 +394,31 @@ class Trainee(nn.Module):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return self.reconstruct(self.network.lm, z, words, there, generator).mean()
 
-    def visual_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def generator_loss(
+        self, z: Tensor, hidden: Tensor, goal: Pairs, target: np.ndarray, rng: np.random.Generator
+    ) -> ActionResult:
+        """Error of the vectors told by the generator to the item vectors of targets, which are
+        candidates (P,), as they are served.
+        """
+        network, items = self.network, self.on(target)
+        assert network.generator is not None
+        ids = network.ids[items] if len(network.ids) else None
+        visual = None if self.visual is None else self.visual[items]
+        vectors = network.to_length(network.mix(self.text[items], visual, ids)).detach()
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        each = network.generator(z[goal.row], vectors, generator, hidden[goal.row])
+        # it has no negatives to lose
+        one = torch.ones_like(goal.row)
+        return ActionResult((goal.weight * each).sum(), one, torch.zeros_like(one))
+
+    def visual_loss(
+        self, z: Tensor, hidden: Tensor, told: np.ndarray, rng: np.random.Generator
+    ) -> Tensor:
         """Mean loss of the visual features of the items `told` (R,), of those that have some."""
         assert self.see is not None and self.visual is not None and self.seen is not None
         goal = self.on(told)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        each = self.see(z, self.visual[goal], self.seen[goal], generator)
+        each = self.see(z, self.visual[goal], generator, hidden) * self.seen[goal]
         return each.sum() / self.seen[goal].sum().clamp(min=1)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
