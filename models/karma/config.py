@@ -67,8 +67,9 @@ class KarmaConfig:
             `history=True` from the last hidden state as well. The last two are the paper's [R].
         generator: a control: the user embedding is regressed by `Direct()`, which is autoregression
             with MSE, or drawn by `Diffusion()` or `FlowMatching()`, from what would be the
-            embedding without it. L_act is then the error to the target's item vector, and item vectors stay
-            as they start. In the paper diffusion fails here [K]. None: the projection itself.
+            embedding without it. L_act is then the error to the target's item vector, and item
+            vectors stay as they start. In the paper diffusion fails here [K]. None: the projection
+            itself.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
         dropout, rate, weight_decay, average, epochs: of the training.
