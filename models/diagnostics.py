@@ -72,6 +72,16 @@ def column_mass_entropy(attention: Tensor, there: Tensor) -> float:
     return float((entropy[:, use] / most[use].log()[None, :, None]).mean())
 
 
+def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
+    """Sink rates and column entropy by name, see `sink_rate` and `column_mass_entropy`."""
+    sinks = sink_rate(attention, there)
+    return {
+        "sink rate, first": sinks["first"],
+        "sink rate, others": sinks["others"],
+        "column entropy": column_mass_entropy(attention, there),
+    }
+
+
 # -- the shape of vectors --------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 diagnostics.
 """
 
+import itertools
 import json
 import math
 import re
@@ -688,6 +689,25 @@ def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -
     assert figures["participation ratio, interests"] == pytest.approx(
         s.sum() ** 2 / (s**2).sum(), rel=1e-4
     )
+    # the probe: what the fitted embedding says of the same requests, before the first step
+    trainee, _ = replace(value, watch=2).trainee(shop, lm, features, 0, None)
+    before = {name: x.clone() for name, x in trainee.network.state_dict().items()}
+    found = trainee.figures()
+    assert trainee.training and trainee.figures() == found
+    assert found == pytest.approx({name: rows[0][name] for name in found}, abs=0.2, rel=0.5)
+    batch, network = trainee.probe.batch, trainee.network.eval()
+    plain_batch = replace(batch, text=None)
+    hidden = network(plain_batch, trainee.vectors(trainee.probe.used))
+    nats = []
+    for row in batch.text.tolist():
+        cells = [cell for cell in row if cell >= 0]
+        for at, following in itertools.pairwise(cells):
+            log_p = torch.log_softmax(lm.head(hidden.flatten(0, 1)[at]), dim=-1)
+            nats.append(-log_p[batch.word.flatten()[following]].item())
+    assert found["perplexity given history"] == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
+    each = [found[f"sink rate, first, layer {n}"] for n in (1, 2)]
+    assert found["sink rate, first"] == pytest.approx(np.mean(each))
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
     told = step.action
     share = told.masked.sum().item() / (told.masked.sum() + told.left.sum()).item()
     assert figures["negatives masked"] == pytest.approx(share)

@@ -77,7 +77,9 @@ class KarmaConfig:
         share: share of W1's users that are trained on.
         watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`:
             losses, share of masked negatives, lengths, effective rank, participation ratio,
-            uniformity; 0 for never. Vectors are the same with and without it.
+            uniformity; and, over a fixed sample of W1's requests, attention sinks and column
+            entropy of each layer and the perplexity of the targets' texts given the history. 0 for
+            never. Vectors are the same with and without it.
     """
 
     backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009  (a frozen value)

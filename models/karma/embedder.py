@@ -16,7 +16,7 @@ from ...errors import KarmafunnelError
 from ...files import check, write_json
 from ...keys import code_of, content_key
 from ...log import Log
-from ..diagnostics import alignment, column_mass_entropy, sink_rate
+from ..diagnostics import alignment, attention_figures
 from ..embedders import (
     Cooccurrence,
     Embedder,
@@ -35,12 +35,13 @@ from ..training import Snapshot, part, put_weights, seeded
 from .action import InBatch
 from .backbone import LM, causal, pooled
 from .config import KarmaConfig
-from .losses import Autoregressive, BagOfWords, Masked, each_text
+from .losses import Autoregressive, BagOfWords, Masked, each_text, text_logits
 from .network import Network
 from .sequences import Batch, lay_out, serving_trees
 from .train import (
     Examples,
     Features,
+    Probe,
     Trainee,
     Trainer,
     asked_words,
@@ -144,7 +145,8 @@ class KARMA(KarmaConfig, Embedder):
                 network.ids.data.copy_(torch.from_numpy(met))
             lexical = features.lexical
             asked = None if lexical is None else asked_words(lexical, log, examples.trees.request)
-            trainee = Trainee(self, network, examples, features, seed, asked)
+            probe = Probe.of(log, lm, self, examples, features) if self.watch else None
+            trainee = Trainee(self, network, examples, features, seed, asked, probe)
         folder = None
         if cache is not None:
             code, how = code_of(self, by=(__name__,)), repr(replace(self, epochs=KARMA.epochs))
@@ -266,15 +268,6 @@ def base_attention(lm: LM, features: Features) -> dict[str, float]:
     ids = torch.from_numpy(whole[:64]).to(lm.device)
     there = torch.ones_like(ids, dtype=torch.bool)
     return attention_figures(lm.attentions(lm.embed_tokens(ids), *causal(there)), there)
-
-
-def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
-    sinks = sink_rate(attention, there)
-    return {
-        "sink rate, first": sinks["first"],
-        "sink rate, others": sinks["others"],
-        "column entropy": column_mass_entropy(attention, there),
-    }
 
 
 def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.ndarray:
@@ -581,13 +574,11 @@ class KarmaEmbedding(Embedding):
             words: list[np.ndarray | None] = [x[:n] for x, n in told]
             batch = self.batch(requests[rows], words)
             assert batch.text is not None
-            hidden = self.network(batch, self._x).flatten(0, 1)
-            cells, there = batch.text, batch.text >= 0
-            logits = lm.head(hidden[cells.clamp(min=0)][:, :-1])
-            tokens = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
-            nats = each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)
+            hidden = self.network(batch, self._x)
+            logits, tokens, there = text_logits(lm, hidden, batch.text, batch.word)
+            nats = each_text(logits, tokens, there) * there.sum(dim=1)
             total += float(nats.sum())
-            count += int(there[:, 1:].sum())
+            count += int(there.sum())
             if weights:
                 given = z[rows], ids[rows], np.arange(ids.shape[1]) < lengths[rows, None]
                 interest, text, present = (torch.from_numpy(x).to(lm.device) for x in given)

@@ -35,6 +35,20 @@ def lm_loss(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
     return each_text(logits, ids, there).sum() / there.any(dim=1).sum().clamp(min=1)
 
 
+def text_logits(
+    lm: LM, hidden: Tensor, cells: Tensor, word: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the LM head says of each token of texts, from those before: logits (S, T, V), tokens and
+    which are there (S, T).
+
+    hidden (B, L, d), word (B, L); cells (S, 1 + T): where the texts stand in those, flattened, BOS
+    first, -1 for none.
+    """
+    at = cells.clamp(min=0)
+    logits = lm.head(hidden.flatten(0, 1)[at][:, :-1])
+    return logits, word.flatten()[at][:, 1:], (cells >= 0)[:, 1:]
+
+
 class BagOfWords(nn.Module):
     """`rec` through the LM head: -log softmax of the text's distinct tokens, mean (Llama2Vec, Li et
     al. 2023) [I].

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import KarmafunnelError
 from ...log import Log
-from ..diagnostics import isotropy, participation_ratio, unit
+from ..diagnostics import attention_figures, isotropy, participation_ratio, unit
 from ..embedders import Progress, TfidfSVDEmbedding
 from ..training import Snapshot, copy_weights, seeded
 from .action import ActionBatch, ActionResult, Pairs
@@ -31,13 +31,16 @@ from .losses import (
     Autoregressive,
     BagOfWords,
     Masked,
+    each_text,
     lm_loss,
+    text_logits,
 )
 from .network import Network
-from .sequences import Batch, Trees, lay_out, training_trees
+from .sequences import Batch, Trees, lay_out, serving_trees, training_trees
 from .vector import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
+PROBED = 32  # requests that a watched fit is asked about
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 COUNTERS = (
     "step",
@@ -217,6 +220,34 @@ def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: i
     return out
 
 
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a watched fit is asked about, always the same: at most PROBED of the training requests
+    that follow the most items, as they are served, with the texts of their targets.
+
+    `used` (m,): numbers among the candidates, of which the items of `batch` are rows.
+    """
+
+    batch: Batch
+    used: np.ndarray
+
+    @classmethod
+    def of(
+        cls, log: Log, lm: LM, config: KarmaConfig, examples: Examples, features: Features
+    ) -> Probe:
+        branches = np.argsort(-examples.trees.seen, kind="stable")[:PROBED]
+        trees = serving_trees(log, examples.trees.request[branches], config.length)
+        used, row = np.unique(np.searchsorted(examples.candidates, trees.item), return_inverse=True)
+        told = examples.candidates[examples.target[examples.first_pair[branches]]]
+        texts: list[np.ndarray | None] = [
+            features.words[item, : features.n_words[item]] for item in told
+        ]
+        queries = [examples.queries[b] for b in branches]
+        trees = replace(trees, item=row)
+        batch = lay_out(trees, np.arange(len(branches)), queries, lm.bos, texts)
+        return cls(batch.to(lm.device), used)
+
+
 # -- one step --------------------------------------------------------------------------------------
 
 
@@ -263,9 +294,11 @@ class Trainee(nn.Module):
         features: Features,
         seed: int,
         asked: np.ndarray | None = None,
+        probe: Probe | None = None,
     ):
         super().__init__()
         self.config, self.network, self.examples = config, network, examples
+        self.probe = probe
         self.asked = None if asked is None else self.on(asked)  # of every branch
         lm, device = network.lm, network.lm.device
         self.reconstruct: nn.Module | None = None
@@ -364,13 +397,44 @@ class Trainee(nn.Module):
             out["see"] = self.visual_loss(z, network.asking(hidden, batch), told, rng)
         return step
 
-    def vectors(self, used: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Item vectors of some candidates, a share of their ids left out: (m, dim)."""
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """Attention sinks and column entropy of all layers and of each, and the perplexity of the
+        targets' texts given the history, over the probe; without dropout and without a draw.
+        """
+        if self.probe is None:
+            return {}
+        network, batch = self.network, self.probe.batch
+        self.eval()
+        x = self.vectors(self.probe.used)
+        inputs = network.cells(batch, x), batch.mask, batch.position
+        attention, hidden = network.lm.attentions(*inputs), network.lm.hidden(*inputs)
+        assert batch.text is not None
+        there = batch.kind > 0
+        # texts are no cells of a request as it is served
+        there.view(-1)[batch.text[batch.text >= 0]] = False
+        found = attention_figures(attention, there)
+        for i in range(len(attention)):
+            each = attention_figures(attention[i : i + 1], there)
+            found |= {f"{name}, layer {i + 1}": value for name, value in each.items()}
+        logits, words, told = text_logits(network.lm, hidden, batch.text, batch.word)
+        count = told.sum(dim=1)
+        nats = (each_text(logits, words, told) * count).sum() / count.sum()
+        found["perplexity given history"] = math.exp(min(float(nats), 50.0))
+        self.train()
+        # a history too short for sinks has no figure of them
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def vectors(self, used: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
+        """Item vectors of some candidates, a share of their ids left out where there is an `rng`:
+        (m, dim).
+        """
         at, ids = self.on(used), None
         if len(self.network.ids):
-            # an item must be known by its text, too
-            keep = self.on(rng.random(len(used)) >= self.config.id_dropout)
-            ids = self.network.ids[at] * keep[:, None]
+            ids = self.network.ids[at]
+            if rng is not None:
+                # an item must be known by its text, too
+                ids = ids * self.on(rng.random(len(used)) >= self.config.id_dropout)[:, None]
         frozen = self.config.items == "frozen"
         text = self.text[at] if frozen else self.read_text(self.words[used], self.n_words[used])
         return self.network.mix(text, None if self.visual is None else self.visual[at], ids)
@@ -380,10 +444,9 @@ class Trainee(nn.Module):
         `drawn`.
         """
         assert batch.text is not None
-        cells = batch.text[self.on(drawn)]  # (S, T) with BOS first
-        logits = self.network.lm.head(hidden.flatten(0, 1)[cells.clamp(min=0)][:, :-1])
-        words = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
-        return lm_loss(logits, words, (cells >= 0)[:, 1:])
+        return lm_loss(
+            *text_logits(self.network.lm, hidden, batch.text[self.on(drawn)], batch.word)
+        )
 
     def reconstruction_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Mean loss of the texts `told` (R,) decoded from the user embeddings alone."""
@@ -623,6 +686,7 @@ class Trainer:
         self.alone += int((step.action.left == 0).sum())
         if self.config.watch and self.step % self.config.watch == 0:
             figures = {**values, "length, gradient": norm.item(), **step.figures()}
+            figures |= self.trainee.figures()
             self.watched.append(
                 {"step": self.step} | {name: float(f"{x:.6g}") for name, x in figures.items()}
             )
