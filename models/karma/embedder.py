@@ -51,7 +51,12 @@ from .train import (
 )
 from .visual import visual_features
 
-ROWS = 128  # requests embedded at a time
+ROWS = 128  # requests whose texts are predicted at a time
+CHUNK = 4096  # requests whose histories are held at a time
+WIDTH = 16  # cells: requests are padded to a multiple of it
+# rows of a batch: the products of a wide model are fast with few, so that little is padded; the
+# time of a narrow one goes into calls
+NARROW, NARROW_ROWS, WIDE_ROWS = 256, 64, 8
 READ = 8  # words that a bag-of-words reading shows
 
 
@@ -369,22 +374,42 @@ class KarmaEmbedding(Embedding):
     @torch.inference_mode()
     def interests(self, requests: np.ndarray, past: bool = True) -> np.ndarray:
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
-        for start in range(0, len(requests), ROWS):
-            part = requests[start : start + ROWS]
-            # padded to a fixed number of requests, so that a vector does not depend on its batch
-            filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])
-            batch, asked = self.batch(filled, past=past), None
-            if self.lexical is not None:
-                asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(
-                    self._x.device
-                )
-            hidden = self.network(batch, self._x)
-            z = self.network.z(hidden, batch, self._x, asked)
-            if self.network.generator is not None:
-                noise = self.noise(filled).to(z.device)
-                told = self.network.generator.sample(z, noise, self.network.asking(hidden, batch))
-                z = self.network.to_length(told)
-            out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
+        for start in range(0, len(requests), CHUNK):
+            out[start : start + CHUNK] = self.embedded(requests[start : start + CHUNK], past)
+        return out
+
+    def embedded(self, requests: np.ndarray, past: bool) -> np.ndarray:
+        """`interests` of some requests. Those of similar length are read together: what a batch
+        looks like follows from the model and the request, so that a vector does not depend on the
+        others.
+        """
+        config, lm, device = self.config, self.network.lm, self._x.device
+        texts = request_texts(self.log, requests)
+        queries = word_ids(lm, texts, config.query_words)
+        trees = serving_trees(self.log, requests, config.length if past else 0)
+        # BOS, [INT]
+        cells = trees.size + np.array([len(words) for words in queries], dtype=np.int64) + 2
+        widths = np.minimum(-(-cells // WIDTH) * WIDTH, config.length + config.query_words + 2)
+        asked = None
+        if self.lexical is not None:
+            asked = torch.from_numpy(asked_words(self.lexical, self.log, requests)).to(device)
+        rows = NARROW_ROWS if lm.dim <= NARROW else WIDE_ROWS
+        out = np.zeros((len(requests), config.dim), dtype=np.float32)
+        for width in np.unique(widths):
+            alike = np.flatnonzero(widths == width)
+            for start in range(0, len(alike), rows):
+                part = alike[start : start + rows]
+                filled = np.concatenate([part, np.repeat(part[-1:], rows - len(part))])
+                some = [queries[i] for i in filled]
+                batch = lay_out(trees, filled, some, lm.bos, None, int(width)).to(str(lm.device))
+                words = None if asked is None else asked[torch.from_numpy(filled).to(device)]
+                hidden = self.network(batch, self._x)
+                z = self.network.z(hidden, batch, self._x, words)
+                if self.network.generator is not None:
+                    noise = self.noise(requests[filled]).to(z.device)
+                    asks = self.network.asking(hidden, batch)
+                    z = self.network.to_length(self.network.generator.sample(z, noise, asks))
+                out[part] = z.float().cpu().numpy()[: len(part)]
         return out
 
     def noise(self, requests: np.ndarray) -> Tensor:
