@@ -43,7 +43,7 @@ def cost(embedding: KarmaEmbedding, requests: np.ndarray, batch: int) -> float:
 @click.command(cls=OneLineErrors)
 @click.option("--source", default="smollm2-135m", show_default=True, help="Of a Checkpoint.")
 @click.option("--layers", default=6, show_default=True, help="Its first layers, 0 all.")
-@click.option("--turns", default=5, show_default=True)
+@click.option("--turns", default=3, show_default=True)
 def main(source: str, layers: int, turns: int) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
