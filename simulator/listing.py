@@ -23,7 +23,8 @@ from ..typed import Typed
 from . import datasets, recipes
 from .measure.measures.measure import Measure, kinds
 
-BASES = ("Learner", "Boosted", "Neural")  # base classes, which are not listed
+# base classes, which are not listed
+BASES = ("Learner", "Boosted", "Neural", "ActionLoss")
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,14 @@ def listed(what: str) -> list[Entry]:
 
 
 def find(what: str, name: str) -> Entry:
-    """One entry of a list, or a setting that a stage takes; raises KarmafunnelError for a name that
-    is not there.
+    """One entry of a list, or a setting that a stage or an embedder takes; raises KarmafunnelError
+    for a name that is not there.
     """
     entries = {entry.name: entry for entry in listed(what)}
-    if what == "stages" and name not in entries:  # settings of stages: Sample, PositionBias, LCRON
-        entries |= {one.name: one for one in of_classes(Typed, stages, name)}
+    # such as Sample, PositionBias, LCRON; Pairwise, Checkpoint
+    settings = {"stages": stages, "embedders": models}.get(what)
+    if settings is not None and name not in entries:
+        entries |= {one.name: one for one in of_classes(Typed, settings, name)}
     name = name.removesuffix(".py") if what == "recipes" else name
     if name not in entries:
         needs, hint = f"one of {', '.join(entries)}", meant(name, entries)

@@ -75,9 +75,20 @@ def test_with_a_name_it_prints_all_about_one(what):
     assert f"did you mean {listed(what)[0].name}?" in " ".join(refused.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["Sample", "Teacher", "PositionBias", "LCRON", "HNSW"])
-def test_settings_of_stages_are_told_by_name(name):
-    told = CliRunner().invoke(main, ["stages", name])
+@pytest.mark.parametrize(
+    "what, names",
+    [
+        ("stages", "Sample Teacher PositionBias LCRON HNSW"),
+        ("embedders", "Softmax InBatch Pairwise MaskedNCE Qwen Checkpoint LanguageFirst Diffusion"),
+    ],
+)
+def test_settings_are_told_by_name(what, names):
+    for name in names.split():
+        asked_for_one(what, name)
+
+
+def asked_for_one(what, name):
+    told = CliRunner().invoke(main, [what, name])
     assert told.exit_code == 0 and f"import {name}\n" in told.stdout and "Arguments:" in told.stdout
 
 

@@ -16,7 +16,8 @@ WHAT = {
     "stages": "Stages of a funnel with their arguments; with NAME, all about one, or about what"
     " stages take, such as Sample.",
     "features": "Features of learned stages with their arguments; with NAME, all about one.",
-    "embedders": "Embedders of users and items, with their arguments; with NAME, all about one.",
+    "embedders": "Embedders of users and items, with their arguments; with NAME, all about one, or"
+    " about what embedders take, such as Pairwise or Checkpoint.",
     "measures": "Measures of a Run; with NAME, all about one.",
 }
 
