@@ -827,6 +827,9 @@ def test_ids_start_where_items_met_among_the_users_trained_on(
         {"loss": Pairwise(cosine=True), "rec": 0.1},
         {"loss": MaskedNCE(mask=0.3), "rec": 0.1},
         {"generator": FlowMatching(steps=4, history=True)},
+        {"schedule": "falling", "rec": 0.1, "decoder": "lm"},
+        {"trained": 1, "loss": Pairwise(), "rec": 0.1},
+        {"trained": 0, "schedule": "rising"},
     ],
     ids=repr,
 )
@@ -854,6 +857,77 @@ def test_a_killed_fit_goes_on_bit_for_bit(
     assert again.items().tobytes() == whole.items().tobytes()
     facts = ("curve", "watched", "pairs", "pairs without negatives")
     assert [again.facts.get(x) for x in facts] == [whole.facts.get(x) for x in facts]
+
+
+@pytest.mark.parametrize("trained", [None, 0, 1, 2])
+def test_only_the_layers_asked_for_are_trained(
+    trained: int | None, shop: Log, lm: LM, cache: Path
+) -> None:
+    value = replace(SMALL, gen=0.1, rec=0.1, decoder="lm", trained=trained, epochs=1)
+    fitted = value.fit(shop, cache=cache)
+    before = dict(lm.model.named_parameters())
+    last = 0 if trained is None else trained
+    layers = len(lm.layers()[2])
+    moved = {
+        name
+        for name, p in fitted.network.lm.model.named_parameters()
+        if not torch.equal(p, before[name])
+    }
+    if trained is None:
+        assert "model.embed_tokens.weight" in moved
+    else:
+        free = {f"model.layers.{layers - 1 - i}." for i in range(last)}
+        assert all(any(name.startswith(x) for x in free) for name in moved)
+        assert all(any(name.startswith(x) for name in moved) for x in free)
+    # the rest of the network is
+    plain = replace(value, epochs=1, rate=1e-9).fit(shop, cache=cache)
+    assert not torch.equal(fitted.network.interest.weight, plain.network.interest.weight)
+
+
+def test_the_optimiser_holds_what_is_trained(shop: Log, lm: LM, cache: Path) -> None:
+    value = replace(SMALL, trained=1)
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    trainee, _ = value.trainee(shop, lm, features, 0, None)
+    named = training.Trainer(trainee, 0, None, lambda _: None).named
+    layers = len(lm.layers()[2])
+    of_model = [name for name in named if name.startswith("network.model.")]
+    assert of_model and all(f".layers.{layers - 1}." in name for name in of_model)
+    with pytest.raises(KarmafunnelError, match=f"needs {layers + 1} layers to train, found {layers}"):
+        replace(value, trained=layers + 1).trainee(shop, lm, features, 0, None)
+
+
+@pytest.mark.parametrize(
+    "schedule, weights", [("constant", [1, 1, 1]), ("falling", [1, 0.5, 0]), ("rising", [0, 0.5, 1])]
+)
+def test_a_schedule_weighs_the_language_objectives_alone(
+    schedule: str, weights: list[float], shop: Log, lm: LM, cache: Path
+) -> None:
+    value = replace(SMALL, gen=0.3, rec=0.2, schedule=schedule)
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    trainee, _ = value.trainee(shop, lm, features, 0, None)
+    losses = {"act": torch.tensor(2.0), "gen": torch.tensor(3.0), "rec": torch.tensor(5.0)}
+    for done, now in zip((0.0, 0.5, 1.0), weights, strict=True):
+        assert float(trainee.total(losses, done)) == pytest.approx(2 + now * (0.3 * 3 + 0.2 * 5))
+
+
+def test_a_schedule_runs_over_all_steps(
+    shop: Log, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    real = training.Trainee.total
+
+    def watched(self, losses, done):
+        seen.append(done)
+        return real(self, losses, done)
+
+    monkeypatch.setattr(training.Trainee, "total", watched)
+    fitted = replace(SMALL, gen=0.1, schedule="falling", epochs=2).fit(shop)
+    steps = fitted.facts["steps"]
+    assert seen == pytest.approx([i / steps for i in range(steps)])
+    with pytest.raises(KarmafunnelError, match="schedule needs"):
+        replace(SMALL, schedule="up")
+    with pytest.raises(KarmafunnelError, match="trained needs"):
+        replace(SMALL, trained=-1)
 
 
 def test_a_fit_is_kept_with_its_settings(shop: Log, tmp_path: Path) -> None:

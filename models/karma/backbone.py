@@ -129,6 +129,17 @@ class LM:
                 return int(found)
         return None
 
+    def layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The model's layers, in order, with the module that holds them and their name there."""
+        count = int(self.config.num_hidden_layers)
+        for module in self.model.modules():
+            for name, part in module.named_children():
+                if isinstance(part, nn.ModuleList) and len(part) == count:
+                    return module, name, part
+        raise KarmafunnelError(
+            type(self.model).__name__, needs=f"a list of {count} layers", found="none"
+        )
+
     @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device

@@ -12,7 +12,6 @@ from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...bounds import needs
@@ -110,17 +109,11 @@ class Checkpoint(Typed):
 
     def cut(self, lm: LM) -> None:
         """Leave the first `layers` of a model; its head no longer speaks."""
-        lists = [
-            (module, name, part)
-            for module in lm.model.modules()
-            for name, part in module.named_children()
-            if isinstance(part, nn.ModuleList) and len(part) == lm.facts["layers"]
-        ]
-        if not lists or self.layers > lm.facts["layers"]:
-            found = f"{lm.facts['layers']} in {self.source}"
+        module, name, layers = lm.layers()
+        if self.layers > len(layers):
+            found = f"{len(layers)} in {self.source}"
             raise KarmafunnelError(f"{self!r}", needs=f"{self.layers} layers", found=found)
-        for module, name, part in lists:
-            setattr(module, name, part[: self.layers])
+        setattr(module, name, layers[: self.layers])
         for name in ("num_hidden_layers", "n_layer", "num_layers"):
             if hasattr(lm.config, name):
                 setattr(lm.config, name, self.layers)

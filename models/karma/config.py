@@ -72,6 +72,11 @@ class KarmaConfig:
             itself.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
+        schedule: of the weights of `gen`, `rec` and `see` over the steps of all epochs: "constant",
+            "falling" from them to 0, or "rising" from 0 to them [O].
+        trained: the last layers of the language model that are fine-tuned, so many, and nothing
+            else of it; None for all of it, 0 for nothing. Projections, ids and decoders are always
+            trained [O].
         dropout, rate, weight_decay, average, epochs: of the training.
         batch: pieces of user histories in a step.
         share: share of W1's users that are trained on.
@@ -103,6 +108,8 @@ class KarmaConfig:
     see_by: VectorLoss = Direct()  # noqa: RUF009
     generator: VectorLoss | None = None
     shuffled: bool = False
+    schedule: Literal["constant", "falling", "rising"] = "constant"
+    trained: int | None = None
     dropout: float = 0.1
     rate: float = 1e-3
     weight_decay: float = 0.01
@@ -116,6 +123,7 @@ class KarmaConfig:
         choices = {
             "items": ("frozen", "trained"),
             "decoder": ("bow", "masked", "lm"),
+            "schedule": ("constant", "falling", "rising"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -163,6 +171,8 @@ class KarmaConfig:
             watch=(0, None),
         )
         needs(self, average=(0.0, 0.999999))
+        if self.trained is not None:
+            needs(self, trained=(0, None))
         if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
             raise KarmafunnelError(
                 "KARMA",

@@ -154,7 +154,9 @@ class KARMA(KarmaConfig, Embedder):
             trainee = Trainee(self, network, examples, features, seed, asked, probe)
         folder = None
         if cache is not None:
-            code, how = code_of(self, by=(__name__,)), repr(replace(self, epochs=KARMA.epochs))
+            # a fit of more epochs goes on from one of fewer, but for a schedule over all of them
+            plain = self if self.schedule != "constant" else replace(self, epochs=KARMA.epochs)
+            code, how = code_of(self, by=(__name__,)), repr(plain)
             key = content_key(
                 code, how, base.describe(), features.digest(), log.checksum, seed, str(lm.device)
             )

@@ -300,6 +300,8 @@ class Trainee(nn.Module):
         self.config, self.network, self.examples = config, network, examples
         self.probe = probe
         self.asked = None if asked is None else self.on(asked)  # of every branch
+        if config.trained is not None:
+            freeze(network.lm, config.trained, repr(config))
         lm, device = network.lm, network.lm.device
         self.reconstruct: nn.Module | None = None
         if config.rec:
@@ -484,9 +486,12 @@ class Trainee(nn.Module):
         each = self.see(z, self.visual[goal], generator, hidden) * self.seen[goal]
         return each.sum() / self.seen[goal].sum().clamp(min=1)
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def total(self, losses: dict[str, Tensor], done: float) -> Tensor:
+        """The weighted sum of the losses after a share `done` of all steps."""
         config = self.config
-        weights = {"act": config.action, "gen": config.gen, "rec": config.rec, "see": config.see}
+        now = {"constant": 1.0, "falling": 1.0 - done, "rising": done}[config.schedule]
+        weights = {"gen": now * config.gen, "rec": now * config.rec, "see": now * config.see}
+        weights["act"] = config.action
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def decoders(self) -> dict[str, Tensor]:
@@ -508,6 +513,19 @@ class Trainee(nn.Module):
             torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
         )
         return (pool(lm, ids, there) - self.mean) @ self.turn * there[:, :1]
+
+
+def freeze(lm: LM, trained: int, who: str) -> None:
+    """Leave only the last so many layers of a model to be trained; raises KarmafunnelError where it
+    has fewer.
+    """
+    _, _, layers = lm.layers()
+    if trained > len(layers):
+        raise KarmafunnelError(who, needs=f"{trained} layers to train", found=f"{len(layers)}")
+    kept = {id(p) for layer in layers[len(layers) - trained :] for p in layer.parameters()}
+    for p in lm.model.parameters():
+        if id(p) not in kept:
+            p.requires_grad_(False)
 
 
 def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -559,6 +577,7 @@ class Trainer:
         self.average = {name: p.detach().float().clone() for name, p in self.named.items()}
         # steps in all, finished epochs, finished steps of this epoch
         self.step = self.epoch = self.place = 0
+        self.steps = 1  # of an epoch
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []  # mean losses of each finished epoch
         self.running: dict[str, float] = {}  # their sums in this one
@@ -567,6 +586,11 @@ class Trainer:
         self.watched: list[dict[str, float]] = []  # diagnostics of every `watch`-th step
 
     # -- checkpoints --
+
+    @property
+    def done(self) -> float:
+        """The share of all steps that is finished."""
+        return (self.epoch + self.place / self.steps) / self.config.epochs
 
     def save(self) -> None:
         """Write weights, averages, optimiser and counters, so that another process can go on."""
@@ -630,6 +654,7 @@ class Trainer:
     def one_epoch(self) -> None:
         rng = np.random.default_rng([self.seed, 7, self.epoch])
         parts = pieces_of_epoch(self.trainee.examples.trees, self.config.batch, rng)
+        self.steps = len(parts)
         self.trainee.train()
         began = saved = said = time.perf_counter()
         while self.place < len(parts):
@@ -667,7 +692,7 @@ class Trainer:
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
         step = self.trainee.losses(pieces, rng)
-        total = self.trainee.total(step.losses)
+        total = self.trainee.total(step.losses, self.done)
         values = {name: loss.item() for name, loss in step.losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
