@@ -51,7 +51,7 @@ class Counter:
     def __init__(self, trainee: Trainee, pieces: np.ndarray):
         with FlopCounterMode(display=False) as mode:
             losses = trainee.losses(pieces, np.random.default_rng(0)).losses
-            trainee.total(losses).backward()
+            trainee.total(losses, 0.0).backward()
         self.counted = mode.get_total_flops()
         examples = trainee.examples
         branches, _ = examples.trees.branches(pieces)
@@ -97,7 +97,8 @@ def main(threads: int) -> None:
             pieces: np.ndarray = pieces,
         ) -> None:
             optimiser.zero_grad(set_to_none=True)
-            trainee.total(trainee.losses(pieces, np.random.default_rng(0)).losses).backward()
+            losses = trainee.losses(pieces, np.random.default_rng(0)).losses
+            trainee.total(losses, 0.0).backward()
             optimiser.step()
 
         took = seconds(step)
