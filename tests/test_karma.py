@@ -1443,7 +1443,9 @@ def test_karma_with_pictures(by: VectorLoss, tmp_path: Path) -> None:
     fitted = value.fit(log, seed=0)
     first, last = (fitted.facts["curve"][at]["see"] for at in (0, -1))
     # noise is drawn anew: too short a fit to see it fall
-    assert last < first if isinstance(by, Direct | Cosine) else last < 2.5
+    # a flow's target has the variance of noise and of features
+    bound = {Diffusion: 1.5, FlowMatching: 2.5}.get(type(by), first)
+    assert last < bound
     fitted.save(tmp_path / "kept")
     loaded = value.load(tmp_path / "kept", log)
     requests = log.requests_in("W3")
