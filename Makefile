@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: notebooks light quick venv demo docs reference test test-ray lint clean
+.PHONY: notebooks gpu light quick venv demo docs reference test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -36,6 +36,11 @@ reference: venv
 
 quick: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(shell grep -L "pytest.mark.slow" tests/test_*.py)
+
+# What needs a GPU: throughput, memory, tables with SmolLM2 on a World and on LOGS; figures in out/gpu/gpu.json.
+# Without a GPU the same code at a tiny size, in two processes.
+gpu: venv
+	$(BIN)/python -m karmafunnel.benchmarks.speed.gpu $(LOGS) --out out/gpu
 
 test-ray: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import user_message
+from .errors import KarmafunnelError, user_message
 from .simulator.commands import MODULES, SECTIONS
 from .terminal import Console
 
@@ -36,7 +37,22 @@ class OneLineErrors(click.Command):
 
 
 class Main(OneLineErrors, click.Group):
-    """Imports a command only when it is asked for."""
+    """Imports a command only when it is asked for. Of several processes that a launcher started,
+    the first one runs it.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return super().invoke(ctx)
+        from .models.karma.processes import together
+        from .models.karma.train import train_along
+
+        try:
+            with together(train_along):
+                return super().invoke(ctx)
+        except KarmafunnelError as error:  # that the processes do not find each other
+            Console(stderr=True).print(user_message(error), soft_wrap=True)
+            ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(MODULES)

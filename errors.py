@@ -46,6 +46,10 @@ class NotWrittenError(KarmafunnelError):
     """The disk or its permissions did not allow writing."""
 
 
+class LostProcessError(KarmafunnelError):
+    """Of several processes that train together, one has ended: whatever follows fails, too."""
+
+
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that is closest to one that is not there, in any case; "" for none."""
     by_case: dict[str, list[str]] = {}

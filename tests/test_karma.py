@@ -562,7 +562,7 @@ def test_rec_cannot_see_the_history(
     ]
 
     def slopes(name: str) -> list[torch.Tensor | None]:
-        found = trainee.losses(np.arange(8), np.random.default_rng(0)).losses
+        found = trainee(np.arange(8), np.random.default_rng(0)).losses
         return list(torch.autograd.grad(found[name], made_by, allow_unused=True))
 
     assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("rec"))
@@ -643,7 +643,8 @@ def test_lm_loss_is_the_mean_over_texts() -> None:
     there = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
     nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
     expected = (nats[0].mean() + nats[1, 0]) / 2
-    torch.testing.assert_close(losses.lm_loss(logits, ids, there), expected)
+    each = losses.each_text(logits, ids, there)
+    torch.testing.assert_close(losses.lm_loss(each, there), expected)
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -710,7 +711,7 @@ def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -
     # the first step, by hand: weights as they start
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
     trainee, _ = value.trainee(shop, lm, features, 0, None)
-    step = trainee.losses(np.arange(8), np.random.default_rng(0))
+    step = trainee(np.arange(8), np.random.default_rng(0))
     figures, z = step.figures(), step.z.numpy()
     assert figures["length, interests"] == pytest.approx(1, abs=1e-5)
     assert figures["length, items"] == pytest.approx(
@@ -977,7 +978,7 @@ def test_shuffled_gen_tells_another_items_text(
         # each item's text begins with its number
         trainee.words[:, 0] = np.arange(len(trainee.words))
         trainee.n_words = np.maximum(trainee.n_words, 1)
-        trainee.losses(np.arange(4), np.random.default_rng(0))
+        trainee(np.arange(4), np.random.default_rng(0))
     own, other = told
     # the same draws, so the same targets
     assert len(own) == 4 and trainee.tells[own].tolist() == other != own

@@ -50,7 +50,7 @@ class Counter:
 
     def __init__(self, trainee: Trainee, pieces: np.ndarray):
         with FlopCounterMode(display=False) as mode:
-            losses = trainee.losses(pieces, np.random.default_rng(0)).losses
+            losses = trainee(pieces, np.random.default_rng(0)).losses
             trainee.total(losses, 0.0).backward()
         self.counted = mode.get_total_flops()
         examples = trainee.examples
@@ -97,7 +97,7 @@ def main(threads: int) -> None:
             pieces: np.ndarray = pieces,
         ) -> None:
             optimiser.zero_grad(set_to_none=True)
-            losses = trainee.losses(pieces, np.random.default_rng(0)).losses
+            losses = trainee(pieces, np.random.default_rng(0)).losses
             trainee.total(losses, 0.0).backward()
             optimiser.step()
 

@@ -20,7 +20,8 @@ from ...bounds import check_switch, needs
 from ...errors import KarmafunnelError
 from ...typed import Typed
 
-CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
+CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache of a CPU
+LOGITS = 1 << 26  # and at least so many logits on a GPU
 ALIKE = 0.99  # frozen features with a higher cosine are those of the same item
 
 
@@ -138,13 +139,15 @@ class CatalogueSoftmax(torch.autograd.Function):
     ) -> Tensor:
         row, target, weight = pairs.row, pairs.target, pairs.weight
         s = float(scale.detach())
-        grad_z, grad_e, grad_s = torch.empty_like(z), torch.zeros_like(e), 0.0
+        grad_z, grad_e = torch.empty_like(z), torch.zeros_like(e)
         total = torch.zeros((), dtype=torch.float64, device=z.device)
-        edges = torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)
+        grad_s = torch.zeros_like(total)
+        chunk = CHUNK if z.device.type == "cpu" else max(CHUNK, LOGITS // len(e))
+        edges = torch.arange(0, len(z) + chunk, chunk, device=row.device)
         bounds = torch.searchsorted(row, edges).tolist()
         hard_bounds = torch.searchsorted(hard_row, edges).tolist()
-        for i, start in enumerate(range(0, len(z), CHUNK)):
-            part = slice(start, start + CHUNK)
+        for i, start in enumerate(range(0, len(z), chunk)):
+            part = slice(start, start + chunk)
             here_pairs = slice(bounds[i], bounds[i + 1])
             hards = slice(hard_bounds[i], hard_bounds[i + 1])
             cosine = torch.mm(z[part], e.T)
@@ -174,10 +177,10 @@ class CatalogueSoftmax(torch.autograd.Function):
             p.mul_(share[:, None])
             p[here, goal] = 0
             p.index_put_((here, goal), w * (own / mine.clamp_min(1e-30) - 1), accumulate=True)
-            grad_s += float((p * cosine).sum())
+            grad_s += (p * cosine).sum()
             grad_z[part] = torch.mm(p, e) * s
             grad_e.addmm_(p.T, z[part], alpha=s)
-        ctx.save_for_backward(grad_z, grad_e, scale.new_tensor(grad_s))
+        ctx.save_for_backward(grad_z, grad_e, grad_s.to(scale.dtype))
         return total.to(z.dtype)
 
     @staticmethod

@@ -53,7 +53,8 @@ class FusedNorm(Qwen3RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+        weight = self.weight.to(x.dtype)  # under autocast x may be shorter
+        return F.rms_norm(x, weight.shape, weight, self.variance_epsilon)
 
 
 class LM:
@@ -159,8 +160,11 @@ class LM:
 
     def _stack(self, inputs: Tensor, mask: Tensor, position: Tensor, **more: Any) -> Any:
         inputs = inputs.to(self.dtype)
-        additive = torch.zeros(mask.shape, dtype=inputs.dtype, device=inputs.device).masked_fill_(
-            ~mask, torch.finfo(inputs.dtype).min
+        # in the precision that attention works in: not to be cast anew in each layer
+        kind = inputs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+        additive = torch.zeros(mask.shape, dtype=dtype, device=inputs.device).masked_fill_(
+            ~mask, torch.finfo(dtype).min
         )
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         stack = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model

@@ -85,6 +85,12 @@ class KarmaConfig:
             uniformity; and, over a fixed sample of W1's requests, attention sinks and column
             entropy of each layer and the perplexity of the targets' texts given the history. 0 for
             never. Vectors are the same with and without it.
+        chunk: pieces whose activations are held in memory at a time; 0 for the whole batch. The
+            others are computed anew in the backward pass (activation checkpointing; with it,
+            GradCache, Gao et al. 2021, arXiv 2101.06983), so a step costs a forward pass more. The
+            loss is that of the whole batch, up to rounding, for losses among the batch, too.
+        precision: "float32", or "bfloat16": the language model multiplies in bfloat16 (autocast);
+            weights, optimiser and the action loss stay in float32.
     """
 
     backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009  (a frozen value)
@@ -118,12 +124,15 @@ class KarmaConfig:
     epochs: int = 6
     share: float = 1.0
     watch: int = 0
+    chunk: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         choices = {
             "items": ("frozen", "trained"),
             "decoder": ("bow", "masked", "lm"),
             "schedule": ("constant", "falling", "rising"),
+            "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -169,6 +178,7 @@ class KarmaConfig:
             id_dropout=(0.0, 1.0),
             share=(1e-9, 1.0),
             watch=(0, None),
+            chunk=(0, None),
         )
         needs(self, average=(0.0, 0.999999))
         if self.trained is not None:

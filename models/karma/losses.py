@@ -30,9 +30,9 @@ def each_text(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
     return nats.sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
 
-def lm_loss(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
-    """Mean of `each_text` over the texts that have a token."""
-    return each_text(logits, ids, there).sum() / there.any(dim=1).sum().clamp(min=1)
+def lm_loss(each: Tensor, there: Tensor) -> Tensor:
+    """Mean of `each_text`, (B,), over the texts that have a token."""
+    return each.sum() / there.any(dim=1).sum().clamp(min=1)
 
 
 def text_logits(

@@ -144,6 +144,16 @@ class Batch:
         moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
         return replace(self, **moved)
 
+    def part(self, rows: slice, branches: slice) -> Batch:
+        """Some rows of cells, whose branches are these."""
+        cells = ("kind", "item", "action", "gap", "word", "position", "mask")
+        before = rows.start * self.kind.shape[1]
+        text = self.text
+        if text is not None:
+            text = torch.where(text[branches] >= 0, text[branches] - before, -1)
+        kept = {name: getattr(self, name)[rows] for name in cells}
+        return replace(self, **kept, interest=self.interest[branches] - before, text=text)
+
 
 def lay_out(
     trees: Trees,

@@ -10,19 +10,22 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import KarmafunnelError
 from ...log import Log
 from ..diagnostics import attention_figures, isotropy, participation_ratio, unit
-from ..embedders import Progress, TfidfSVDEmbedding
+from ..embedders import Progress, TfidfSVDEmbedding, silent
 from ..training import Snapshot, copy_weights, seeded
 from .action import ActionBatch, ActionResult, Pairs
 from .backbone import LM, pool
@@ -36,12 +39,16 @@ from .losses import (
     text_logits,
 )
 from .network import Network
+from .processes import all_present, here, send
 from .sequences import Batch, Trees, lay_out, serving_trees, training_trees
 from .vector import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
 PROBED = 32  # requests that a watched fit is asked about
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
+TEXTS = 8  # texts that are held in memory in place of a piece
+TOTAL, GRADIENT, ALONE = "total", "length, gradient", "pairs without negatives"  # of a step
+UNREAD = 16  # steps of a GPU whose losses are read together: each reading waits for the GPU
 COUNTERS = (
     "step",
     "epoch",
@@ -337,8 +344,10 @@ class Trainee(nn.Module):
         """An array as a tensor on the network's device."""
         return torch.from_numpy(x).to(self.network.lm.device)
 
-    def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> Step:
-        """Mean losses over the branches of some pieces."""
+    def forward(self, pieces: np.ndarray, rng: np.random.Generator) -> Step:
+        """Mean losses over the branches of some pieces; with several processes, each reads its part
+        of them, and all have the losses of the whole.
+        """
         config, network, examples = self.config, self.network, self.examples
         branches, row = examples.trees.branches(pieces)
         pairs, of = examples.pairs(branches)
@@ -364,12 +373,30 @@ class Trainee(nn.Module):
         number[used] = np.arange(len(used))
         batch = replace(batch, item=torch.from_numpy(number[item])).to(network.lm.device)
         x = self.vectors(used, rng)
-        hidden = network(batch, x)
         asked = None if self.asked is None else self.asked[self.on(branches)]
-        z = network.z(hidden, batch, x, asked)
+        cells = network.cells(batch, x)
+        first = np.searchsorted(row, np.arange(len(pieces) + 1))  # branch of each piece
+
+        def read(rows: slice) -> tuple[Tensor, ...]:
+            of_rows = slice(int(first[rows.start]), int(first[rows.stop]))
+            part = batch.part(rows, of_rows)
+            with self.precise():
+                hidden = network.lm.hidden(cells[rows], part.mask, part.position)
+            z = network.z(hidden, part, x, None if asked is None else asked[of_rows])
+            found = [z]
+            if asks:
+                found.append(network.asking(hidden, part))
+            if config.gen:
+                found.append(self.nats(hidden, part, drawn[rows] - of_rows.start))
+            return tuple(found)
+
+        asks = network.generator is not None or self.see is not None
+        each = np.arange(len(pieces) + 1)
+        bounds = [first, first, each] if asks else [first, each]
+        z, *more = self.in_parts(read, bounds, config.chunk)
         goal = Pairs(self.on(of), self.on(number[target]), self.on(examples.weight[pairs]))
         if network.generator is not None:
-            action = self.generator_loss(z, network.asking(hidden, batch), goal, target, rng)
+            action = self.generator_loss(z, more[0], goal, target, rng)
         else:
             action = config.loss.of(
                 ActionBatch(
@@ -387,7 +414,8 @@ class Trainee(nn.Module):
         step = Step(out, action, z.detach(), x.detach())
         z = network.direction(z)
         if config.gen:
-            out["gen"] = self.generation_loss(hidden, batch, drawn)
+            assert batch.text is not None
+            out["gen"] = lm_loss(more[-1], batch.text[self.on(drawn)][:, 1:] >= 0)
         if self.reconstruct is not None:
             # a bag of words is one product and takes every branch; the other decoders read a text,
             # one a piece
@@ -396,7 +424,7 @@ class Trainee(nn.Module):
             if len(rows):
                 out["rec"] = self.reconstruction_loss(z[self.on(rows)], told[rows], rng)
         if self.see is not None:
-            out["see"] = self.visual_loss(z, network.asking(hidden, batch), told, rng)
+            out["see"] = self.visual_loss(z, more[0], told, rng)
         return step
 
     @torch.no_grad()
@@ -438,17 +466,56 @@ class Trainee(nn.Module):
                 # an item must be known by its text, too
                 ids = ids * self.on(rng.random(len(used)) >= self.config.id_dropout)[:, None]
         frozen = self.config.items == "frozen"
-        text = self.text[at] if frozen else self.read_text(self.words[used], self.n_words[used])
+        text = self.text[at] if frozen else self.texts_read(used)
         return self.network.mix(text, None if self.visual is None else self.visual[at], ids)
 
-    def generation_loss(self, hidden: Tensor, batch: Batch, drawn: np.ndarray) -> Tensor:
-        """Mean loss per token, in nats, of the targets' texts given the history, for the branches
-        `drawn`.
+    def in_parts(
+        self, read: Callable[[slice], tuple[Tensor, ...]], bounds: Sequence[np.ndarray], size: int
+    ) -> list[Tensor]:
+        """What `read` gives for all rows, from this process's share of them, read `size` at a time
+        (0: at once), and that of the others.
+
+        Args:
+            read: outputs of some rows, a tensor each.
+            bounds: for each output, where what belongs to each row begins, and the end: (n + 1,).
+        """
+        n = len(bounds[0]) - 1
+        mine = here.share(n)
+        if mine.start == mine.stop:  # fewer rows than processes: it reads one for nothing
+            found = [tuple(x[:0] for x in read(slice(0, 1)))]
+        else:
+            step = size or n
+            starts = range(mine.start, mine.stop, step)
+            if len(starts) > 1:
+                read = partial(checkpoint, read, use_reentrant=False)
+            found = [read(slice(i, min(i + step, mine.stop))) for i in starts]
+        out = []
+        for parts, bound in zip(zip(*found, strict=True), bounds, strict=False):
+            own = parts[0] if len(parts) == 1 else torch.cat(parts)
+            out.append(here.whole(own, int(bound[mine.start]), int(bound[-1])))
+        return out
+
+    def precise(self) -> torch.autocast:
+        """The precision that the language model multiplies in while it is trained, inside."""
+        short = self.training and self.config.precision == "bfloat16"
+        return torch.autocast(self.network.lm.device.type, torch.bfloat16, enabled=short)
+
+    def texts_read(self, items: np.ndarray) -> Tensor:
+        """`read_text` of some candidates, in parts."""
+
+        def read(rows: slice) -> tuple[Tensor, ...]:
+            return (self.read_text(self.words[items[rows]], self.n_words[items[rows]]),)
+
+        return self.in_parts(read, (np.arange(len(items) + 1),), TEXTS * self.config.chunk)[0]
+
+    def nats(self, hidden: Tensor, batch: Batch, drawn: np.ndarray) -> Tensor:
+        """Mean loss per token, in nats, of the targets' texts given the history, for each of the
+        branches `drawn`.
         """
         assert batch.text is not None
-        return lm_loss(
-            *text_logits(self.network.lm, hidden, batch.text[self.on(drawn)], batch.word)
-        )
+        with self.precise():
+            told = text_logits(self.network.lm, hidden, batch.text[self.on(drawn)], batch.word)
+        return each_text(*told)
 
     def reconstruction_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Mean loss of the texts `told` (R,) decoded from the user embeddings alone."""
@@ -457,7 +524,15 @@ class Trainee(nn.Module):
         place = torch.arange(words.shape[1], device=words.device)
         there = place < self.on(self.n_words[told])[:, None]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return self.reconstruct(self.network.lm, z, words, there, generator).mean()
+        decode, lm = self.reconstruct, self.network.lm
+
+        def read(rows: slice) -> tuple[Tensor, ...]:
+            with self.precise():
+                return (decode(lm, z[rows], words[rows], there[rows], generator),)
+
+        if isinstance(decode, Masked):  # which words it masks is drawn for all of them
+            return read(slice(None))[0].mean()
+        return self.in_parts(read, (np.arange(len(told) + 1),), TEXTS * self.config.chunk)[0].mean()
 
     def generator_loss(
         self, z: Tensor, hidden: Tensor, goal: Pairs, target: np.ndarray, rng: np.random.Generator
@@ -512,7 +587,9 @@ class Trainee(nn.Module):
         there = (
             torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
         )
-        return (pool(lm, ids, there) - self.mean) @ self.turn * there[:, :1]
+        with self.precise():
+            mean = pool(lm, ids, there)
+        return (mean - self.mean) @ self.turn * there[:, :1]
 
 
 def freeze(lm: LM, trained: int, who: str) -> None:
@@ -534,10 +611,14 @@ def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return start + (rng.random(len(rows)) * count).astype(np.int64)
 
 
+def batch_size(trees: Trees, most: int) -> int:
+    """Pieces of a step: at least eight steps an epoch, if there are so many pieces."""
+    return max(1, min(most, len(trees.start) // 8))
+
+
 def pieces_of_epoch(trees: Trees, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches of `size` pieces of similar length, in random order: little padding."""
-    pieces = rng.permutation(len(trees.start))
-    size = max(1, min(size, len(pieces) // 8))
+    pieces, size = rng.permutation(len(trees.start)), batch_size(trees, size)
     cells = trees.size + np.bincount(trees.piece, minlength=len(trees.start))
     parts = []
     for start in range(0, len(pieces), 32 * size):
@@ -584,6 +665,10 @@ class Trainer:
         # pairs of a row and its target in all, and those that masks left without a negative
         self.pairs = self.alone = 0
         self.watched: list[dict[str, float]] = []  # diagnostics of every `watch`-th step
+        self.model: nn.Module = trainee  # what a step calls
+        # losses, gradients and counts of the steps that are not in the counters yet
+        self.unread: list[dict[str, Tensor]] = []
+        self.at_once = 1 if trainee.network.lm.device.type == "cpu" else UNREAD
 
     # -- checkpoints --
 
@@ -595,11 +680,21 @@ class Trainer:
     def save(self) -> None:
         """Write weights, averages, optimiser and counters, so that another process can go on."""
         if self.folder is not None:
-            facts = {name: getattr(self, name) for name in COUNTERS}
-            state = Snapshot.of(self.named, self.optimiser, facts)
-            average = {f"average.{name}": x for name, x in self.average.items()}
-            state = replace(state, tensors={**state.tensors, **average})
-            state.write(self.folder / "state.safetensors")
+            self.state().write(self.folder / "state.safetensors")
+
+    def state(self) -> Snapshot:
+        """Weights, averages, optimiser and counters as they are now."""
+        facts = {name: getattr(self, name) for name in COUNTERS}
+        state = Snapshot.of(self.named, self.optimiser, facts)
+        average = {f"average.{name}": x for name, x in self.average.items()}
+        return replace(state, tensors={**state.tensors, **average})
+
+    def restore(self, state: Snapshot) -> None:
+        """Go on from there."""
+        state.restore(self.named, self.optimiser)
+        copy_weights(self.average, state.part("average"), str(state.file))
+        for name in COUNTERS:
+            setattr(self, name, state.facts[name])
 
     def load(self) -> None:
         """Resume from an earlier process; an unreadable state is ignored."""
@@ -607,10 +702,7 @@ class Trainer:
         # further than we want to go
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
-        found.restore(self.named, self.optimiser)
-        copy_weights(self.average, found.part("average"), str(found.file))
-        for name in COUNTERS:
-            setattr(self, name, found.facts[name])
+        self.restore(found)
         self.progress(f"KARMA: goes on after epoch {self.epoch}, step {self.step}")
 
     def epoch_file(self, epoch: int) -> Path | None:
@@ -626,11 +718,30 @@ class Trainer:
             self.put(kept.tensors)
             return dict(kept.facts)
         self.load()
+        if here.count == 1:
+            self.all_epochs()
+        elif self.epoch < self.config.epochs:
+            if (size := batch_size(self.trainee.examples.trees, self.config.batch)) < here.count:
+                raise KarmafunnelError(
+                    f"{self.config!r}",
+                    needs=f"a batch of {here.count} pieces or more for so many processes",
+                    found=f"{size} (the log has {len(self.trainee.examples.trees.start):,} pieces)",
+                )
+            with all_present():
+                send((self.trainee, self.seed, self.state()), self.trainee.network.lm.device)
+                self.all_epochs()
+        self.put(self.average)
+        return self.facts()
+
+    def all_epochs(self) -> None:
+        """Train to `config.epochs`, with the other processes where there are some."""
+        if here.count > 1:
+            self.progress(f"KARMA: {here.count} processes train")
+            self.model = DistributedDataParallel(self.trainee, find_unused_parameters=True)
         with seeded(self.seed, self.trainee.network.lm.device):
             while self.epoch < self.config.epochs:
                 self.one_epoch()
-        self.put(self.average)
-        return self.facts()
+        self.model = self.trainee
 
     def facts(self) -> dict[str, Any]:
         rounded = [
@@ -644,6 +755,8 @@ class Trainer:
         }
         if self.alone:
             found |= {"pairs": self.pairs, "pairs without negatives": self.alone}
+        if here.count > 1:
+            found["processes"] = here.count
         return found | ({"watched": self.watched} if self.config.watch else {})
 
     def put(self, average: Mapping[str, Tensor]) -> None:
@@ -658,19 +771,20 @@ class Trainer:
         self.trainee.train()
         began = saved = said = time.perf_counter()
         while self.place < len(parts):
-            losses = self.one_step(parts[self.place])
-            for name, value in losses.items():
-                self.running[name] = self.running.get(name, 0.0) + value
+            self.one_step(parts[self.place])
             self.place += 1
             now = time.perf_counter()
             if now - said > 2:
                 said = now
+                self.read()
                 where = f"epoch {self.epoch + 1} of {self.config.epochs}"
                 means = told({name: value / self.place for name, value in self.running.items()})
                 self.progress(f"KARMA: {where}, step {self.place} of {len(parts)}, {means}")
             if now - saved > SAVE_EVERY:
+                self.read()
                 self.seconds, began, saved = self.seconds + now - began, now, now
                 self.save()
+        self.read()
         self.seconds += time.perf_counter() - began
         self.curve.append({name: value / len(parts) for name, value in self.running.items()})
         self.epoch, self.place, self.running = self.epoch + 1, 0, {}
@@ -685,33 +799,31 @@ class Trainer:
             Snapshot(self.average, self.facts()).write(file)
         self.save()
 
-    def one_step(self, pieces: np.ndarray) -> dict[str, float]:
+    def one_step(self, pieces: np.ndarray) -> None:
         """Train on one batch; raises KarmafunnelError naming the step, weights unchanged, if a loss
-        or a gradient is not finite.
+        or a gradient is not finite. On a GPU that is found some steps later, before anything is
+        saved.
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
-        step = self.trainee.losses(pieces, rng)
+        step: Step = self.model(pieces, rng)
         total = self.trainee.total(step.losses, self.done)
-        values = {name: loss.item() for name, loss in step.losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
-        if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
-            where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
-            found = ", ".join(f"{name} {value}" for name, value in values.items())
-            found += f", a gradient of length {norm.item()}"
-            raise KarmafunnelError(
-                f"{self.config!r}",
-                needs="finite losses",
-                found=f"{found} in epoch {self.epoch + 1}, step {self.step + 1}{where}",
-            )
+        left = step.action.left
+        self.pairs += len(left)
         self.step += 1
-        self.pairs += len(step.action.left)
-        self.alone += int((step.action.left == 0).sum())
-        if self.config.watch and self.step % self.config.watch == 0:
-            figures = {**values, "length, gradient": norm.item(), **step.figures()}
-            figures |= self.trainee.figures()
+        alone = (left == 0).sum()
+        self.unread.append(
+            {name: x.detach() for name, x in step.losses.items()}
+            | {TOTAL: total.detach(), GRADIENT: norm, ALONE: alone}
+        )
+        watched = self.config.watch and self.step % self.config.watch == 0
+        if watched or len(self.unread) >= self.at_once:
+            values = self.read()
+        if watched:
+            figures = {**values, **step.figures(), **self.trainee.figures()}
             self.watched.append(
                 {"step": self.step} | {name: float(f"{x:.6g}") for name, x in figures.items()}
             )
@@ -722,7 +834,40 @@ class Trainer:
         with torch.no_grad():
             now = [p.detach().float() for p in self.named.values()]
             torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
+
+    def read(self) -> dict[str, float]:
+        """Put the losses of the last steps into the counters; returns those of the last one, with
+        the length of its gradient.
+        """
+        values: dict[str, float] = {}
+        first, self.unread, unread = self.step - len(self.unread) + 1, [], self.unread
+        for number, tensors in enumerate(unread, start=first):
+            read = torch.stack([x.double() for x in tensors.values()]).tolist()
+            values = dict(zip(tensors, read, strict=True))
+            total, alone = values.pop(TOTAL), values.pop(ALONE)
+            if not (math.isfinite(total) and math.isfinite(values[GRADIENT])):
+                length = values.pop(GRADIENT)
+                where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
+                found = ", ".join(f"{name} {value}" for name, value in values.items())
+                found += f", a gradient of length {length}"
+                raise KarmafunnelError(
+                    f"{self.config!r}",
+                    needs="finite losses",
+                    found=f"{found} in epoch {self.epoch + 1}, step {number}{where}",
+                )
+            self.alone += int(alone)
+            for name, value in values.items():
+                if name != GRADIENT:
+                    self.running[name] = self.running.get(name, 0.0) + value
         return values
+
+
+def train_along(job: tuple[Trainee, int, Snapshot], device: torch.device) -> None:
+    """Train what the first process trains, and leave the rest to it."""
+    trainee, seed, state = job
+    trainer = Trainer(trainee, seed, None, silent)
+    trainer.restore(state)
+    trainer.all_epochs()
 
 
 def told(losses: dict[str, float]) -> str:

@@ -20,7 +20,13 @@ from safetensors.numpy import save_file
 
 from ...bounds import check_bound
 from ...checks import require
-from ...errors import KarmafunnelError, NotWrittenError, line_of, short_of_memory
+from ...errors import (
+    KarmafunnelError,
+    LostProcessError,
+    NotWrittenError,
+    line_of,
+    short_of_memory,
+)
 from ...files import TABLE, atomic_folder, claim, not_written, remove, write_json, write_parquet
 from ...log import Log
 from ...stages.context import Progress, silent
@@ -152,7 +158,8 @@ def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
         The cell itself where it is left for another call, else nothing.
 
     Raises:
-        NotWrittenError: where the disk is at fault, because the next row would fail as well.
+        NotWrittenError, LostProcessError: where the disk or another process is at fault, because
+            the next row would fail as well.
     """
     who = f"{cell.row}, seed {cell.seed}"
     if not_written(error):
@@ -160,6 +167,8 @@ def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
     if short_of_memory(error):
         say(f"{who} is left for another time: {line_of(error)}")
         return [cell]
+    if isinstance(error, LostProcessError):  # not the row's fault, either
+        raise error
     cell.fails(error)
     again = cell.folder / "failed.json"
     say(f"{who} failed: {line_of(error)}\nto try it again, remove {again}")
