@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bounds import needs
 from ..errors import KarmafunnelError, line_of
 from ..files import atomic_folder, intact, remove, write_bytes, write_json
 from ..keys import cache_root
@@ -47,6 +48,9 @@ class Weights:
     what: str
     used: str
     room: int
+
+    def __post_init__(self) -> None:
+        needs(self, room=(1, 10**12))
 
 
 WEIGHTS = {

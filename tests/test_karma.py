@@ -48,8 +48,8 @@ from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
-from karmafunnel.models.karma.vector import VectorLoss
 from karmafunnel.models.karma.visual import visual_features
+from karmafunnel.models.karma.visual_losses import VectorLoss
 from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.replay.options import RunOptions

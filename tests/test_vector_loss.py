@@ -8,7 +8,7 @@ import pytest
 import torch
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.models.karma import Cosine, Diffusion, Direct, FlowMatching
-from karmafunnel.models.karma.vector import VectorLoss
+from karmafunnel.models.karma.visual_losses import VectorLoss
 from torch.nn import functional as F
 
 LOSSES = [Direct(), Cosine(), Diffusion(steps=5, width=16), FlowMatching(steps=3, width=16)]

@@ -18,7 +18,7 @@ from karmafunnel.benchmarks.studies.karma_controls import base, sentence_encoder
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA, Diffusion, Direct, FlowMatching, SelfSupervised
-from karmafunnel.models.karma.vector import VectorLoss
+from karmafunnel.models.karma.visual_losses import VectorLoss
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)

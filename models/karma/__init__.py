@@ -13,10 +13,10 @@ from .frozen import FrozenLM as FrozenLM
 from .language import LanguageFirst as LanguageFirst
 from .sentence import SentenceEncoder as SentenceEncoder
 from .transfer import Transfer as Transfer
-from .vector import Cosine as Cosine
-from .vector import Diffusion as Diffusion
-from .vector import Direct as Direct
-from .vector import FlowMatching as FlowMatching
 from .visual import Column as Column
 from .visual import Pretrained as Pretrained
 from .visual import SelfSupervised as SelfSupervised
+from .visual_losses import Cosine as Cosine
+from .visual_losses import Diffusion as Diffusion
+from .visual_losses import Direct as Direct
+from .visual_losses import FlowMatching as FlowMatching

@@ -13,8 +13,8 @@ from .backbone import Qwen
 from .checkpoint import Checkpoint
 from .language import LanguageFirst
 from .losses import Masked
-from .vector import Diffusion, Direct, FlowMatching, VectorLoss
 from .visual import Column, Pretrained, SelfSupervised
+from .visual_losses import Diffusion, Direct, FlowMatching, VectorLoss
 
 
 @dataclass(frozen=True, repr=False)

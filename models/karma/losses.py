@@ -2,7 +2,7 @@
 `action.py`.
 
 Tensors in, tensors out. [K]: `gen`, the target's text from the history; `rec`, the target's text or
-frozen visual features, whose decoders are in `vector.py`. [I]: everything else here.
+frozen visual features, whose decoders are in `visual_losses.py`. [I]: everything else here.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .backbone import LM
 from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
-from .vector import VectorDecoder, VectorLoss
+from .visual_losses import VectorDecoder, VectorLoss
 
 
 def word_size(lm: LM) -> Tensor:

@@ -41,7 +41,7 @@ from .losses import (
 from .network import Network
 from .processes import all_present, here, send
 from .sequences import Batch, Trees, lay_out, serving_trees, training_trees
-from .vector import VectorDecoder
+from .visual_losses import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
 PROBED = 32  # requests that a watched fit is asked about
