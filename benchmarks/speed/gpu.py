@@ -220,7 +220,7 @@ def run(*command: object, before: tuple[str, ...] = ()) -> None:
     """A command of karmafunnel in a process of its own, or in several; its failure is ours."""
     whole = [sys.executable, "-m", *before, "karmafunnel", *map(str, command)]
     if (code := subprocess.run(whole).returncode) != 0:
-        raise SystemExit(code)
+        click.get_current_context().exit(code)
 
 
 if __name__ == "__main__":
