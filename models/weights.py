@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bounds import needs
 from ..errors import KarmafunnelError, line_of
 from ..files import atomic_folder, intact, remove, write_bytes, write_json
 from ..keys import cache_root
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Tell = Callable[[str], None]
 
@@ -269,7 +272,7 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
         # its config says that it is quantised still, and such a model is not saved
-        config = type(read.config)(**plain(read.config.to_dict()))
+        config = type(read.config)(**plain(read.config))
         model = type(read)(config).float()
         model.load_state_dict(read.state_dict())
     except Exception as error:  # of gguf and transformers, which raise what they like
@@ -280,7 +283,7 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what says that weights are quantised."""
+def plain(config: PretrainedConfig) -> dict[str, Any]:
+    """A model's config as JSON, without what says where it was, in which version and precision."""
     apart = ("quantization_config", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
-    return {key: value for key, value in config.items() if key not in apart}
+    return {key: value for key, value in config.to_dict().items() if key not in apart}

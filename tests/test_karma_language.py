@@ -15,7 +15,7 @@ from karmafunnel.models.embedders import w1_sequences
 from karmafunnel.models.karma import KARMA, FrozenLM, InBatch, LanguageFirst, Qwen
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma.backbone import LM
-from karmafunnel.models.karma.language import BETWEEN, tokens_of
+from karmafunnel.models.karma.language import BETWEEN
 from karmafunnel.simulator.replay.recipe import load_recipe
 from shop import make_shop, scramble
 
@@ -59,8 +59,8 @@ def same(a: LM, b: LM) -> bool:
 
 def test_a_document_is_what_a_user_chose_in_w1(shop: Log, lm: LM) -> None:
     events, texts = w1_sequences(shop, "test"), shop.item_text()
-    words = tokens_of(lm, texts, READ.text_words)
-    between = tokens_of(lm, [BETWEEN], 8)[0]
+    words = lm.words(texts, READ.text_words)
+    between = lm.words([BETWEEN], 8)[0]
     assert len(between) > 0
     expected = []
     for user in np.unique(events.user):
@@ -89,7 +89,7 @@ def test_shuffled_histories_are_the_same_texts_elsewhere(shop: Log, lm: LM) -> N
     assert [x.tobytes() for x in held] == [x.tobytes() for x in apart]
     assert sorted(np.concatenate(told)) == sorted(np.concatenate(mixed))
     assert len({x.tobytes() for x in told} & {x.tobytes() for x in mixed}) < 3
-    between = int(tokens_of(lm, [BETWEEN], 8)[0][-1])
+    between = int(lm.words([BETWEEN], 8)[0][-1])
     lengths = [sorted((x == between).sum() for x in texts) for texts in (told, mixed)]
     assert lengths[0] == lengths[1]
 
@@ -106,7 +106,7 @@ def test_several_logs_and_catalogues_are_read_together(
     assert all_documents(both, shop, lm) == sorted(expected)
     alone = replace(READ, logs=(str(tmp_path / "alone"),))
     texts = all_documents(replace(READ, reads="items"), shop, lm)
-    spatula = np.r_[lm.bos, tokens_of(lm, ["amber spatula"], 24)[0]].tobytes()
+    spatula = np.r_[lm.bos, lm.words(["amber spatula"], 24)[0]].tobytes()
     assert all_documents(replace(alone, reads="items"), shop, lm) == sorted([*texts, spatula])
     together = sorted([*texts, *all_documents(READ, shop, lm)])
     assert all_documents(replace(READ, reads="both"), shop, lm) == together

@@ -162,6 +162,11 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
     """Measure, make the tables, write gpu.json."""
     console = Console()
     shapes, batch, steps = SHAPES, 256, 20
+    if GPU and not is_fetched(MODEL):
+        console.print(
+            f"{MODEL} was not fetched: the tables are of a tiny model. "
+            f"karmafunnel fetch-model {MODEL} brings it."
+        )
     if not GPU:
         console.print(
             "No GPU here: the same code at a tiny size, its tables in two processes on the CPU. "

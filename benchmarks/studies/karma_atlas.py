@@ -56,7 +56,13 @@ LOSSES: dict[str, ActionLoss] = {
 }
 # of gen and rec, which share one weight
 OBJECTIVES = {"+gen": (1.0, 0.0), "+rec": (0.0, 1.0), "+gen+rec": (1.0, 1.0)}
-WATCHED = ("effective rank, interests", "effective rank, items", "negatives masked", "act")
+WATCHED = (
+    "act",
+    "negatives masked",
+    "effective rank, interests",
+    "sink rate, others",
+    "perplexity given history",
+)
 QUALITY = "HR@200"
 MINUTES = 1.2  # of a cell on one core of a small machine, as in the trials
 

@@ -12,6 +12,7 @@ over the actions of Amazon Office, so "equal compute" is three passes.
 from dataclasses import replace
 from typing import Any
 
+from karmafunnel.benchmarks.studies import karma_industrial
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
@@ -50,18 +51,7 @@ CHOSEN: dict[str, float] = {}
 
 
 def base(log: Log) -> KARMA:
-    length = 10 if log.meta["time"] == "order" else 20
-    return KARMA(
-        length=length,
-        residual=False,
-        items="trained",
-        ids=False,
-        loss=InBatch(),
-        batch=8,
-        epochs=1,
-        text_words=16,
-        rate=RATE,
-    )
+    return replace(karma_industrial.base(log), rate=RATE)
 
 
 def trained(log: Log) -> dict[str, KARMA]:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, put_weights, seeded
+from ..weights import plain
 
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,7 +59,50 @@ class FusedNorm(Qwen3RMSNorm):
         return F.rms_norm(x, weight.shape, weight, self.variance_epsilon)
 
 
-class LM:
+class TextModel(ABC):
+    """A pre-trained model of text with its tokenizer: `LM` or `Sentences`. `facts`: how it was
+    made; `marks`: tokens that it puts around a text.
+    """
+
+    marks: ClassVar[int]
+    model: Any
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def vectors(self, texts: list[str], most: int) -> np.ndarray:
+        """Vectors of texts of at most `most` tokens, float32 (n, d); zeros for an empty text."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    @property
+    def context(self) -> int | None:
+        """Longest input in tokens; None where the model's config does not say."""
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if found := getattr(self.config, name, None):
+                return int(found)
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def must_hold(self, cells: int, who: str) -> None:
+        """Raises KarmafunnelError if there are more cells than the model's context."""
+        if self.context is not None and cells > self.context:
+            raise KarmafunnelError(
+                who,
+                needs=f"a model that reads {cells} tokens",
+                found=f"a context of {self.context}",
+            )
+
+
+class LM(TextModel):
     """A causal language model with its tokenizer, read through continuous inputs. `facts`: how it
     was made. `lora`: rank of the updates that fine-tuning learns, 0 for every weight. `speaks`:
     whether its head predicts words; of a model cut to its first layers it does not, until language
@@ -101,6 +146,11 @@ class LM:
             ids[i, : len(found)], lengths[i] = found, len(found)
         return ids, lengths
 
+    def words(self, texts: list[str], most: int) -> list[np.ndarray]:
+        """Token ids of texts, at most so many each, without padding."""
+        ids, lengths = self.encode(texts, most)
+        return [row[:n] for row, n in zip(ids, lengths, strict=True)]
+
     def vectors(self, texts: list[str], most: int) -> np.ndarray:
         """Vectors of texts, see `pooled`."""
         return pooled(self, texts, most)
@@ -111,24 +161,12 @@ class LM:
     # -- the network --
 
     @property
-    def config(self) -> PretrainedConfig:
-        return self.model.config
-
-    @property
     def dim(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
     def vocab(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
-
-    @property
-    def context(self) -> int | None:
-        """Longest input in tokens; None where the model's config does not say."""
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if found := getattr(self.config, name, None):
-                return int(found)
-        return None
 
     def layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
         """The model's layers, in order, with the module that holds them and their name there."""
@@ -140,10 +178,6 @@ class LM:
         raise KarmafunnelError(
             type(self.model).__name__, needs=f"a list of {count} layers", found="none"
         )
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,26 +259,14 @@ class LM:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
-        config = self.config.to_dict()
-        for name in ("transformers_version", "_name_or_path", "dtype"):
-            config.pop(name, None)
         dtype = str(self.dtype).removeprefix("torch.")
         return {
-            "config": config,
+            "config": plain(self.config),
             "dtype": dtype,
             "tokenizer": self.tokenizer.to_str(),
             "bos": self.bos,
             "pad": self.pad,
         }
-
-    def must_hold(self, cells: int, who: str) -> None:
-        """Raises KarmafunnelError if there are more cells than the model's context."""
-        if self.context is not None and cells > self.context:
-            raise KarmafunnelError(
-                who,
-                needs=f"a model that reads {cells} tokens",
-                found=f"a context of {self.context}",
-            )
 
     @staticmethod
     def rebuild(description: Any, who: str) -> LM:
@@ -525,7 +547,6 @@ def train_language(
     mask, position = causal(there)
     lm.model.train()
     began = said = time.perf_counter()
-    first = step
     while step < steps:
         rng = np.random.default_rng([plan.seed, 11, step])
         starts = rng.integers(0, len(stream) - plan.context, plan.batch)
@@ -554,8 +575,7 @@ def train_language(
         now = time.perf_counter()
         if now - said > 2:
             said = now
-            left = (now - began) / (step - first) * (steps - step)
-            progress(f"{what}: step {step} of {steps}, loss {loss.item():.2f}, {left:.0f} s left")
+            progress(f"{what}: step {step} of {steps}, loss {loss.item():.2f}")
         if partial is not None and step % SAVE_EVERY == 0 and step < steps:
             facts = {"step": step, "seconds": seconds + now - began}
             Snapshot.of(named, optimiser, facts).write(partial)

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...bounds import needs
@@ -40,6 +41,21 @@ def must_be_here(source: str) -> bool:
     except OSError:
         return True
     return False
+
+
+def backend_of(tokenizer: Any, model: Any, who: str, needs: str) -> Tokenizer:
+    """The fast tokenizer behind one of `transformers`; raises KarmafunnelError where there is none,
+    or one of other words than the model's.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        found = type(tokenizer).__name__
+        raise KarmafunnelError(who, needs="a fast tokenizer (tokenizer.json)", found=found)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    words, rows = backend.get_vocab_size(), model.get_input_embeddings().weight.size(0)
+    if not 16 <= words <= rows:  # without its file, an empty one is made
+        found = f"a tokenizer of {words} tokens beside {rows} embeddings"
+        raise KarmafunnelError(who, needs=needs, found=found)
+    return backend
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,19 +181,7 @@ class Checkpoint(Typed):
                 needs=f"a causal LM ({type(model).__name__})",
                 found=f"weights of {made_for}",
             )
-        if not getattr(tokenizer, "is_fast", False):
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs="a fast tokenizer (tokenizer.json)",
-                found=f"{type(tokenizer).__name__}",
-            )
-        words, rows = (
-            tokenizer.backend_tokenizer.get_vocab_size(),
-            model.get_input_embeddings().weight.size(0),
-        )
-        if not 16 <= words <= rows:  # without its file, an empty one is made
-            found = f"a tokenizer of {words} tokens beside {rows} embeddings"
-            raise KarmafunnelError(f"{self!r}", needs="a causal LM with its tokenizer", found=found)
+        words = backend_of(tokenizer, model, f"{self!r}", "a causal LM with its tokenizer")
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         first = [x for x in special if x is not None]
         if not first:
@@ -188,4 +192,4 @@ class Checkpoint(Typed):
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": int(model.config.num_hidden_layers),
         }
-        return LM(model, tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)
+        return LM(model, words, first[0], pad, facts, self.lora)

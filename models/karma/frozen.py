@@ -8,11 +8,10 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
@@ -28,30 +27,13 @@ from ..embedders import (
     unit_rows,
 )
 from ..training import part, put_weights
-from .backbone import LM, Qwen
+from .backbone import LM, Qwen, TextModel
 from .checkpoint import Checkpoint
 from .language import LanguageFirst
 from .train import distinct, request_texts
 
 After = Literal["nothing", "standardise", "whitening", "half-whitening", "autoencoder"]
 AFTER = ("nothing", "standardise", "whitening", "half-whitening", "autoencoder")
-
-
-class TextModel(Protocol):
-    """A pre-trained model of text: `LM` or `Sentences`. `marks`: tokens that it puts around one."""
-
-    marks: ClassVar[int]
-    model: nn.Module
-    facts: dict[str, Any]
-
-    def vectors(self, texts: list[str], most: int) -> np.ndarray:
-        """Vectors of texts of at most `most` tokens, float32 (n, d); zeros for an empty text."""
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON."""
-
-    def must_hold(self, cells: int, who: str) -> None:
-        """Raises KarmafunnelError if there are more cells than the model's context."""
 
 
 class FrozenText(Embedder):

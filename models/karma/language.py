@@ -176,7 +176,7 @@ class LanguageFirst(Typed):
         held: list[np.ndarray] = []
         for source in (log, *map(read, self.logs)):
             own = source if isinstance(source, Log) else Log(other_lazy(source.items), {}, None)
-            words = tokens_of(lm, own.item_text(), self.text_words)
+            words = lm.words(own.item_text(), self.text_words)
             has = np.array([len(x) > 0 for x in words], dtype=bool)
             if self.reads != "items":
                 if not isinstance(source, Log):
@@ -213,7 +213,7 @@ class LanguageFirst(Typed):
         if not len(item):
             return [], []
         chosen = np.split(item, np.flatnonzero(np.diff(user)) + 1)
-        between = tokens_of(lm, [BETWEEN], 8)[0]
+        between = lm.words([BETWEEN], 8)[0]
         documents = [document(lm.bos, words, x, between) for x in chosen]
         order = order_of(documents)
         apart = held_out(len(order))
@@ -233,12 +233,6 @@ def document(
     for i in items:
         parts += [words[i], between]
     return np.concatenate(parts[:-1])
-
-
-def tokens_of(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
-    """Token ids of texts, at most so many each."""
-    ids, lengths = lm.encode(texts, most)
-    return [row[:n] for row, n in zip(ids, lengths, strict=True)]
 
 
 def order_of(documents: list[np.ndarray]) -> list[int]:

@@ -22,16 +22,16 @@ from ...files import read_json
 from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
-from ..weights import no_bars, source_of
-from .backbone import TOKEN
-from .checkpoint import must_be_here
+from ..weights import no_bars, plain, source_of
+from .backbone import TOKEN, TextModel
+from .checkpoint import backend_of, must_be_here
 from .frozen import After, FrozenText
 
 BATCH = 256  # texts read at a time
 DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "pad": TOKEN}
 
 
-class Sentences:
+class Sentences(TextModel):
     """A bidirectional encoder and its tokenizer: mean of the last hidden states, at length 1
     (Reimers & Gurevych 2019, arXiv 1908.10084).
     """
@@ -45,11 +45,7 @@ class Sentences:
 
     @property
     def dim(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return int(self.config.hidden_size)
 
     def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (n, most + 2) int64 between the tokenizer's own marks, right-padded, the text
@@ -88,16 +84,8 @@ class Sentences:
         return out
 
     def describe(self) -> dict[str, Any]:
-        config = self.model.config.to_dict()
-        for name in ("transformers_version", "_name_or_path", "dtype"):
-            config.pop(name, None)
-        return {"config": config, "tokenizer": self.tokenizer.to_str(), "pad": self.pad}
-
-    def must_hold(self, cells: int, who: str) -> None:
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and cells > most:
-            found = f"a context of {most}"
-            raise KarmafunnelError(who, needs=f"a model that reads {cells} tokens", found=found)
+        tokenizer = self.tokenizer.to_str()
+        return {"config": plain(self.config), "tokenizer": tokenizer, "pad": self.pad}
 
     @staticmethod
     def rebuild(description: Any, who: str) -> Sentences:
@@ -128,8 +116,8 @@ class SentenceEncoder(FrozenText):
     Args:
         source: a local folder, or a hub id, of a `sentence-transformers` model with mean pooling,
             or "minilm" after `karmafunnel fetch-model minilm`.
-        after: what is done to the vectors, see `FrozenLM`. On the catalogues that were tried
-            "half-whitening" finds most.
+        after: what is done to the vectors, see `FrozenLM`. On Amazon Office "half-whitening" was
+            best of four (LOG.md).
         dim: directions that whitening and "autoencoder" keep, at most the model's width.
     """
 
@@ -180,18 +168,11 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
     if missing := sorted(x for x in report["missing_keys"] if not x.startswith("pooler.")):
         found = f"none of {', '.join(missing[:3])} ({len(missing)} missing)"
         raise KarmafunnelError(who, needs="all weights of a sentence encoder", found=found)
-    if not getattr(tokenizer, "is_fast", False):
-        found = type(tokenizer).__name__
-        raise KarmafunnelError(who, needs="a fast tokenizer (tokenizer.json)", found=found)
+    words = backend_of(tokenizer, model, who, what)
     check_pooling(source, here, who)
-    words = tokenizer.backend_tokenizer.get_vocab_size()
-    table = model.get_input_embeddings().weight.size(0)
-    if not 16 <= words <= table:  # without its file, an empty one is made
-        found = f"a tokenizer of {words} tokens beside {table} embeddings"
-        raise KarmafunnelError(who, needs=what, found=found)
     facts = {"source": name, "parameters": sum(p.numel() for p in model.parameters())}
     pad = tokenizer.pad_token_id or 0
-    return Sentences(model.to(device), tokenizer.backend_tokenizer, pad, facts)
+    return Sentences(model.to(device), words, pad, facts)
 
 
 def check_pooling(source: str, here: bool, who: str) -> None:

@@ -91,10 +91,10 @@ def asked_words(lexical: TfidfSVDEmbedding, log: Log, requests: np.ndarray) -> n
 
 
 def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
-    """Token ids of texts, at most so many each, without padding."""
+    """`lm.words` of texts that often repeat, each read once."""
     asked, inverse = distinct(texts)
-    ids, lengths = lm.encode(asked, most)
-    return [ids[i, : lengths[i]] for i in inverse]
+    words = lm.words(asked, most)
+    return [words[i] for i in inverse]
 
 
 @dataclass(frozen=True)
