@@ -170,7 +170,7 @@ READERS: list[Embedder | BM25Recall] = [
         text_words=4,
         query_words=4,
         length=4,
-        lexical=TfidfSVD(dim=4),
+        beside=(TfidfSVD(dim=4),),
         gen=0.5,
         rec=0.5,
     ),

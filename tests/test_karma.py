@@ -21,7 +21,7 @@ from karmafunnel.files import say, seal
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.models import diagnostics as diagnose
 from karmafunnel.models import weights
-from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
+from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD, known_in_w1, unit_rows
 from karmafunnel.models.karma import (
     KARMA,
     Checkpoint,
@@ -40,6 +40,7 @@ from karmafunnel.models.karma import (
     Softmax,
     action,
     losses,
+    sequences,
 )
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import checkpoint as checkpoints
@@ -359,33 +360,33 @@ def test_items_without_text(shop: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    ("residual", "lexical", "loss"),
+    ("residual", "beside", "loss"),
     [
-        (False, None, Softmax()),
-        (True, None, Softmax()),
-        (True, TfidfSVD(dim=16), Softmax()),
-        (False, TfidfSVD(dim=16), Softmax()),
-        (True, TfidfSVD(dim=16), Pairwise()),
+        (False, (), Softmax()),
+        (True, (), Softmax()),
+        (True, (TfidfSVD(dim=16),), Softmax()),
+        (False, (TfidfSVD(dim=16), FrozenLM(TINY, after="half-whitening", dim=8)), Softmax()),
+        (True, (TfidfSVD(dim=16),), Pairwise()),
     ],
 )
 def test_a_tree_gives_each_request_what_it_gets_alone(
-    shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None, loss: action.ActionLoss
+    shop: Log, cache: Path, residual: bool, beside: tuple[Embedder, ...], loss: action.ActionLoss
 ) -> None:
     """Training's shared trunk and serving's one row a request are the same function."""
-    fitted = replace(SMALL, residual=residual, lexical=lexical, loss=loss, epochs=1).fit(
+    fitted = replace(SMALL, residual=residual, beside=beside, loss=loss, epochs=1).fit(
         shop, seed=0, cache=cache
     )
     trees = training_trees(shop, 8)
     pieces = np.arange(len(trees.start))
     branches, row = trees.branches(pieces)
     lm = fitted.network.lm
-    queries = training.word_ids(lm, training.request_texts(shop, trees.request[branches]), 16)
+    queries = training.word_ids(lm, sequences.request_texts(shop, trees.request[branches]), 16)
     with torch.no_grad():
         batch = lay_out(trees, pieces, queries, lm.bos)
         words = None
-        if fitted.lexical is not None:
+        if fitted.beside:
             words = torch.from_numpy(
-                training.asked_words(fitted.lexical, shop, trees.request[branches])
+                training.asked_words(fitted.beside, shop, trees.request[branches])
             )
         together = fitted.network.z(
             fitted.network(batch, fitted._x), batch, fitted._x, words
@@ -412,7 +413,7 @@ def test_an_interest_does_not_hang_on_its_batch(
     """Requests are read beside those of similar length, by wide models few at a time; each gets
     what it gets in one row of all cells.
     """
-    fitted = replace(SMALL, epochs=1, lexical=TfidfSVD(dim=16)).fit(shop, seed=0, cache=cache)
+    fitted = replace(SMALL, epochs=1, beside=(TfidfSVD(dim=16),)).fit(shop, seed=0, cache=cache)
     requests = shop.requests_in("W3")[:90]
     monkeypatch.setattr(embedding, "NARROW", narrow)
     monkeypatch.setattr(embedding, "WIDTH", 4)
@@ -490,12 +491,12 @@ def test_the_residual_is_the_decayed_mean_of_what_a_request_sees(shop: Log, lm: 
 def test_words_of_a_query_move_its_interest_to_items_that_have_them(
     shop: Log, tmp_path: Path, cache: Path
 ) -> None:
-    lexical = TfidfSVD(dim=16)
-    value = replace(SMALL, lexical=lexical, dim=48)
-    fitted, alone = value.fit(shop, cache=cache), lexical.fit(shop)
-    np.testing.assert_array_equal(fitted.lexical.items(), alone.items())
+    words = TfidfSVD(dim=16)
+    value = replace(SMALL, beside=(words, FrozenLM(TINY, dim=8, after="whitening")), dim=48)
+    fitted, alone = value.fit(shop, cache=cache), words.fit(shop)
+    np.testing.assert_array_equal(fitted.beside[0].items(), alone.items())
     requests = shop.requests_in("W3")
-    asked = training.asked_words(alone, shop, requests)  # of query and filters
+    asked = training.asked_words((alone,), shop, requests)  # of query and filters
     with_words = np.abs(asked).sum(axis=1) > 0
     assert with_words.any() and not with_words.all()
     same_words = asked @ alone.items().T
@@ -1166,8 +1167,12 @@ def test_wrong_values_are_refused() -> None:
         ({"loss": "softmax"}, r"loss needs Softmax\(\), InBatch\(\) or another .* found 'softmax'"),
         ({"loss": Softmax}, r"loss needs Softmax\(\)"),
         (
-            {"lexical": TfidfSVD(), "items": "trained", "loss": InBatch()},
-            "lexical needs items='frozen'",
+            {"beside": TfidfSVD()},
+            r"beside needs text embedders in a tuple, .* found TfidfSVD\(\)",
+        ),
+        (
+            {"beside": (TfidfSVD(),), "items": "trained", "loss": InBatch()},
+            "beside needs items='frozen'",
         ),
     ):
         with pytest.raises(KarmafunnelError, match=message):

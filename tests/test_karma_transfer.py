@@ -21,7 +21,7 @@ TINY = Qwen(
 )
 FROZEN = KARMA(backbone=TINY, dim=32, epochs=1, length=8, batch=8, ids=False)
 TRAINED = replace(FROZEN, items="trained", loss=InBatch(), residual=False, rec=0.1)
-WORDS = replace(FROZEN, lexical=TfidfSVD(dim=8))
+WORDS = replace(FROZEN, beside=(TfidfSVD(dim=8),))
 PLAIN = replace(TRAINED, loss=Pairwise(), backbone=replace(TINY, lora=2), rec=0.0, gen=0.1)
 
 

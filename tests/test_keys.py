@@ -94,7 +94,7 @@ def test_what_values_reach():
     )
     assert {"models.gbdt", "stages.learn", "stages.features"} <= reached(LightGBMPreRank())
     assert {"models.ctr.din", "models.ctr.fitting", "models.training"} <= reached(DINRank())
-    karma = reached(KARMA(lexical=TfidfSVD()))
+    karma = reached(KARMA(beside=(TfidfSVD(),)))
     assert {
         f"models.karma.{name}"
         for name in ("backbone", "embedder", "losses", "network", "sequences", "train", "visual")

@@ -96,7 +96,7 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
     if log.has("text"):
         for name, value in list(found.items()):
             if isinstance(value, KARMA):
-                found[f"{name}, words"] = replace(value, lexical=WORDS)
+                found[f"{name}, words"] = replace(value, beside=(WORDS,))
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
         found |= sentence_encoder(log)
     else:

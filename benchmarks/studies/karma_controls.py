@@ -60,7 +60,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
 }
-WORDS = TfidfSVD(dim=128)  # what `lexical` reads
+WORDS = TfidfSVD(dim=128)  # what `beside` reads
 # how long gen and rec together take beside action-only, as measured: the shorter histories and
 # queries are, the more the told texts weigh
 SAME_COMPUTE = {"world-amazon_catalog": 1.6, "online_retail": 1.3}
@@ -111,8 +111,8 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "action-only, equal compute": replace(
             action, epochs=math.ceil(SAME_COMPUTE.get(log.whole, 3.0) * action.epochs)
         ),
-        "action-only, words": replace(action, lexical=WORDS),
-        "+gen+rec, words": replace(both, lexical=WORDS),
+        "action-only, words": replace(action, beside=(WORDS,)),
+        "+gen+rec, words": replace(both, beside=(WORDS,)),
         "TF-IDF": WORDS,
         "action-only, no ids": replace(action, ids=False),
         "+rec, no ids": replace(rec, ids=False),

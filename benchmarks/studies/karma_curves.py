@@ -3,7 +3,7 @@ much was logged.
 
     python -m karmafunnel.benchmarks.studies.karma_curves CATALOGUE --out out/curves [--minutes 10]
 
-CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the
+CATALOGUE is a converted amazon_catalog. All rows read words as well (`beside`), which is the
 strongest control. Worlds differ in `semantic` alone; training sets are shares of one World's users,
 passed over more often the smaller they are, so that every model takes as many steps and the control
 is not merely undertrained. Each cell is kept, so the same command goes on. Writes gain_semantic and
@@ -48,7 +48,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     name = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}
     found = {}
     for share in reversed(SHARES):
-        plain = KARMA(rate=2e-3, lexical=WORDS, share=share, epochs=round(6 / share))
+        plain = KARMA(rate=2e-3, beside=(WORDS,), share=share, epochs=round(6 / share))
         found[f"action-only, {name[share]}"] = plain
         found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0)
         # any second task

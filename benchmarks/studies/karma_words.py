@@ -1,4 +1,4 @@
-"""KARMA's objectives where the model keeps words (`lexical`), against the action-only control that
+"""KARMA's objectives where the model keeps words (`beside`), against the action-only control that
 keeps them too:
 
     karmafunnel table karma_words LOG --out out/words
@@ -27,7 +27,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     for name in ROWS:
         value = controls[name]["interest"]
         if isinstance(value, KARMA):
-            found[name] = {"interest": replace(value, lexical=WORDS)}
+            found[name] = {"interest": replace(value, beside=(WORDS,))}
     for name, value in sentence_encoder(log).items():
         found[name] = {"interest": value}
     return found

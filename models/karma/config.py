@@ -11,6 +11,7 @@ from ..embedders import TfidfSVD
 from .action import ActionLoss, InBatch, Softmax
 from .backbone import Qwen
 from .checkpoint import Checkpoint
+from .frozen import FrozenText
 from .language import LanguageFirst
 from .losses import Masked
 from .visual import Column, Pretrained, SelfSupervised
@@ -49,9 +50,10 @@ class KarmaConfig:
         warm: [O] id embeddings start at co-occurrence vectors of W1, as those of SASRec do.
         residual: [O] the decayed mean of the history's item vectors is added to the user embedding,
             with learnt weight and decay.
-        lexical: [O] an embedder of words, such as `TfidfSVD(dim=128)`. Its item vectors are added
-            to the text vectors, its query vector to the user embedding through a learnt map. It
-            keeps single words, which a mean of hidden states blurs.
+        beside: [O] frozen embedders of text, such as `(TfidfSVD(dim=128), SentenceEncoder())`.
+            Their item vectors are added to the text vectors, their query vectors to the user
+            embedding through a learnt map. TF-IDF keeps single words, which a mean of hidden states
+            blurs; a sentence encoder knows which texts mean the same.
         length: items of history that are read.
         loss: L_act: `Softmax()` over cosine / temperature among all items that are a target in W1
             [I]; `InBatch(logq=True)`, the same among the targets of the batch [I]; `Pairwise()`,
@@ -103,7 +105,7 @@ class KarmaConfig:
     id_dropout: float = 0.5
     warm: bool = True
     residual: bool = True
-    lexical: TfidfSVD | None = None
+    beside: tuple[TfidfSVD | FrozenText, ...] = ()
     length: int = 20
     loss: ActionLoss = Softmax()  # noqa: RUF009
     action: float = 1.0
@@ -198,14 +200,28 @@ class KarmaConfig:
                 "the whole catalogue cannot be read at every step",
                 found=repr(self.loss),
             )
-        if self.lexical is not None and self.items != "frozen":
-            raise KarmafunnelError(
-                "KARMA: lexical needs items='frozen': its vectors are not trained"
-            )
+        self.check_beside()
         if self.see and self.visual is None:
             raise KarmafunnelError(
                 "KARMA", what=f"see={self.see}", needs="visual features", found="visual=None"
             )
+
+    def check_beside(self) -> None:
+        """Raise KarmafunnelError for what is no tuple of text embedders, or stands beside text that
+        is trained.
+        """
+        found = self.beside
+        if not isinstance(found, tuple) or not all(
+            isinstance(x, TfidfSVD | FrozenText) for x in found
+        ):
+            raise KarmafunnelError(
+                "KARMA",
+                what="beside",
+                needs=f"text embedders in a tuple, such as ({TfidfSVD()!r},)",
+                found=repr(found),
+            )
+        if found and self.items != "frozen":
+            raise KarmafunnelError("KARMA: beside needs items='frozen': it is not trained")
 
     def check_generator(self) -> None:
         """Raise KarmafunnelError for a generator that does not go with the other settings."""
@@ -231,8 +247,3 @@ class KarmaConfig:
                     needs=wanted,
                     found=f"{name}={getattr(self, name)!r}",
                 )
-
-    @property
-    def d_asked(self) -> int:
-        """Length of the vector of words that a query brings: 0 without `lexical`."""
-        return self.lexical.dim if self.lexical else 0

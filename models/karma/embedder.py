@@ -23,10 +23,8 @@ from ..embedders import (
     Embedding,
     Progress,
     Sequences,
-    TfidfSVDEmbedding,
     known_in_w1,
     read_saved,
-    read_words,
     silent,
     unit_rows,
     w1_sequences,
@@ -37,15 +35,15 @@ from .backbone import LM, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text, text_logits
 from .network import Network
-from .sequences import Batch, lay_out, serving_trees
+from .sequences import Batch, lay_out, request_texts, serving_trees
 from .train import (
+    Beside,
     Examples,
     Features,
     Probe,
     Trainee,
     Trainer,
     asked_words,
-    request_texts,
     whitening,
     word_ids,
 )
@@ -118,7 +116,7 @@ class KARMA(KarmaConfig, Embedder):
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
         network.use(network.lm.merged())
         embedding = KarmaEmbedding(
-            self, self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical
+            self, self, log, network.eval(), vectors, facts, trainee.decoders(), features.beside
         )
         embedding.learn_prior(trainee.examples.trees.request)
         return Fit(base, features, trainee, embedding)
@@ -141,15 +139,16 @@ class KARMA(KarmaConfig, Embedder):
                 self.dropout,
                 1 / self.loss.temperature,
                 self.residual,
-                self.d_asked,
+                width_of(features.beside),
                 self.loss.unit,
                 self.generator,
             )
             if self.warm and self.ids:
                 met = meeting_vectors(log, examples, self.dim, seed)
                 network.ids.data.copy_(torch.from_numpy(met))
-            lexical = features.lexical
-            asked = None if lexical is None else asked_words(lexical, log, examples.trees.request)
+            asked = None
+            if features.beside:
+                asked = asked_words(features.beside, log, examples.trees.request)
             probe = Probe.of(log, lm, self, examples, features) if self.watch else None
             trainee = Trainee(self, network, examples, features, seed, asked, probe)
         folder = None
@@ -201,13 +200,11 @@ class KARMA(KarmaConfig, Embedder):
         raw = pooled(base, texts, self.text_words)
         mean, turn = whitening(raw[known & (n_words > 0)]) if like is None else like.norm
         text = (raw - mean) @ turn * (n_words > 0)[:, None]
-        lexical = None
-        if self.lexical is not None:
-            if like is None or like.lexical is None:
-                lexical = self.lexical.fit(log, seed, progress)
-            else:
-                lexical = like.lexical.of(log)
-            text = np.concatenate([text, lexical.items()], axis=1)
+        if like is None:
+            fits: Beside = tuple(x.fit(log, seed, progress, device, cache) for x in self.beside)
+        else:
+            fits = tuple(x.of(log) for x in like.beside)
+        text = np.concatenate([text, *(x.items() for x in fits)], axis=1)
         visual = seen = None
         if self.visual is not None:
             raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
@@ -220,22 +217,19 @@ class KARMA(KarmaConfig, Embedder):
                 needs="item texts that differ",
                 found=f"the same in all of log {log.name}",
             )
-        return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
+        return Features(text, visual, seen, words, n_words, (mean, turn), fits)
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
         return self.opened(self, folder, log)
 
     def opened(self, value: Embedder, folder: Path | str, log: Log) -> KarmaEmbedding:
         """A saved embedding of `value`, whose settings are these."""
-        words = ("lexical.idf", "lexical.directions") if self.lexical else ()
-        tensors, description = read_saved(value, folder, log, "vectors", *words)
+        tensors, description = read_saved(value, folder, log, "vectors")
         vectors = tensors.pop("vectors")
         lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
-        lexical = None
-        if self.lexical is not None:
-            idf, directions = (tensors.pop(name) for name in words)
-            known = read_words(folder, description, len(idf))
-            lexical = TfidfSVDEmbedding(self.lexical, log, known, idf, directions)
+        beside: Beside = tuple(
+            x.load(Path(folder) / f"beside-{i}", log) for i, x in enumerate(self.beside)
+        )
         network = Network(
             lm,
             self.dim,
@@ -245,7 +239,7 @@ class KARMA(KarmaConfig, Embedder):
             self.dropout,
             1 / self.loss.temperature,
             self.residual,
-            self.d_asked,
+            width_of(beside),
             self.loss.unit,
             self.generator,
         )
@@ -253,8 +247,13 @@ class KARMA(KarmaConfig, Embedder):
         put_weights(network, weights, str(folder), not_served(network))
         facts = description["facts"]
         return KarmaEmbedding(
-            value, self, log, network.eval(), vectors, facts, None, lexical, Path(folder)
+            value, self, log, network.eval(), vectors, facts, None, beside, Path(folder)
         )
+
+
+def width_of(beside: Beside) -> int:
+    """Length of what a query brings through the embedders `beside`: 0 without any."""
+    return sum(x.items().shape[1] for x in beside)
 
 
 def not_served(network: Network) -> tuple[str, ...]:
@@ -348,11 +347,11 @@ class KarmaEmbedding(Embedding):
         vectors: np.ndarray,
         facts: dict[str, Any],
         decoders: dict[str, Tensor] | None,
-        lexical: TfidfSVDEmbedding | None = None,
+        beside: Beside = (),
         folder: Path | None = None,
     ):
         super().__init__(value, log, facts)
-        self.config, self.network, self.vectors, self.lexical = config, network, vectors, lexical
+        self.config, self.network, self.vectors, self.beside = config, network, vectors, beside
         self._decoders, self._folder = decoders, folder
         self._x = torch.from_numpy(vectors).to(network.lm.device)
 
@@ -393,8 +392,8 @@ class KarmaEmbedding(Embedding):
         cells = trees.size + np.array([len(words) for words in queries], dtype=np.int64) + 2
         widths = np.minimum(-(-cells // WIDTH) * WIDTH, config.length + config.query_words + 2)
         asked = None
-        if self.lexical is not None:
-            asked = torch.from_numpy(asked_words(self.lexical, self.log, requests)).to(device)
+        if self.beside:
+            asked = torch.from_numpy(asked_words(self.beside, self.log, requests)).to(device)
         rows = NARROW_ROWS if lm.dim <= NARROW else WIDE_ROWS
         out = np.zeros((len(requests), config.dim), dtype=np.float32)
         for width in np.unique(widths):
@@ -437,16 +436,16 @@ class KarmaEmbedding(Embedding):
         serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(apart)}
         found = {"vectors": self.vectors}
         found |= {name: x.float().cpu().numpy() for name, x in serving.items()}
-        if self.lexical is not None:
-            found |= {f"lexical.{name}": x for name, x in self.lexical.tensors().items()}
         return found
 
     def extras(self) -> dict[str, Any]:
-        return {"lm": self.network.lm.describe()} | (self.lexical.extras() if self.lexical else {})
+        return {"lm": self.network.lm.describe()}
 
     # -- reading and diagnosing, with what serving does without ------------------------------------
 
     def save_more(self, folder: Path) -> None:
+        for i, embedding in enumerate(self.beside):
+            embedding.save(folder / f"beside-{i}")
         head = self.network.lm.own_head
         kept = dict(self.decoders())
         if head is not None:

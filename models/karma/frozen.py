@@ -30,7 +30,7 @@ from ..training import part, put_weights
 from .backbone import LM, Qwen, TextModel
 from .checkpoint import Checkpoint
 from .language import LanguageFirst
-from .train import distinct, request_texts
+from .sequences import distinct, request_texts
 
 After = Literal["nothing", "standardise", "whitening", "half-whitening", "autoencoder"]
 AFTER = ("nothing", "standardise", "whitening", "half-whitening", "autoencoder")
@@ -94,12 +94,11 @@ class FrozenText(Embedder):
         progress(f"{type(self).__name__}: reading the texts of {len(texts)} items")
         raw = model.vectors(texts, self.text_words)
         there = np.any(raw != 0, axis=1)
-        shift, turn = directions(
-            raw[there & known_in_w1(log)].astype(np.float64), self.after, self.dim
-        )
-        items = unit_rows((raw - shift) @ turn) * there[:, None]
+        known = raw[there & known_in_w1(log)].astype(np.float64)
+        shift, turn = directions(known, self.after, self.dim)
         facts = {"backbone": model.facts}
-        return FrozenTextEmbedding(self, log, model, items.astype(np.float32), shift, turn, facts)
+        items = turned(raw, shift, turn)
+        return FrozenTextEmbedding(self, log, model, items, shift, turn, facts)
 
     def load(self, folder: Path | str, log: Log) -> FrozenTextEmbedding:
         tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
@@ -124,6 +123,12 @@ def directions(x: np.ndarray, after: After, dim: int) -> tuple[np.ndarray, np.nd
     keep = min(dim, int((s > 1e-6 * s[0]).sum()))
     power = {"autoencoder": 0.0, "half-whitening": 0.5, "whitening": 1.0}[after]
     return mean, vt[:keep].T / (s[:keep] / math.sqrt(len(x))) ** power
+
+
+def turned(raw: np.ndarray, shift: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Text vectors (n, d) less `shift`, through `turn`, at length 1: float32, zeros stay zeros."""
+    there = np.any(raw != 0, axis=1)[:, None]
+    return (unit_rows((raw - shift) @ turn) * there).astype(np.float32)
 
 
 class FrozenTextEmbedding(Embedding):
@@ -158,10 +163,19 @@ class FrozenTextEmbedding(Embedding):
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         asked, inverse = distinct(request_texts(self.log, requests))
-        raw = self.model.vectors(asked, self.config.query_words)
-        there = np.any(raw != 0, axis=1)
-        text = unit_rows((raw - self.shift) @ self.turn) * there[:, None]
-        return text[inverse].reshape(len(requests), self._items.shape[1])
+        return self.embed(asked)[inverse].reshape(len(requests), self._items.shape[1])
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors of queries, float32 (n, d); zeros for an empty text."""
+        return turned(self.model.vectors(texts, self.config.query_words), self.shift, self.turn)
+
+    def of(self, log: Log) -> FrozenTextEmbedding:
+        """The items and requests of another log through the same model and map."""
+        raw = self.model.vectors(log.item_text(), self.config.text_words)
+        items = turned(raw, self.shift, self.turn)
+        return FrozenTextEmbedding(
+            self.config, log, self.model, items, self.shift, self.turn, self.facts
+        )
 
     def tensors(self) -> dict[str, np.ndarray]:
         state = self.model.model.state_dict()

@@ -55,6 +55,25 @@ class Trees:
         return np.repeat(self.first[pieces], count) + within, row
 
 
+def request_texts(log: Log, requests: np.ndarray) -> list[str]:
+    """Query and filters of requests as one text each, empty where there is neither."""
+    rows = log.requests[requests]
+    queries = rows["query"].fill_null("").to_list()
+    filters = rows["filters"].fill_null([]).list.join(" ").fill_null("").to_list()
+    texts = []
+    for parts in zip(queries, filters, strict=True):
+        texts.append(" ; ".join(part.strip() for part in parts if part.strip()))
+    return texts
+
+
+def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts in ascending order, (m,), and the index of each given text among them,
+    (n,).
+    """
+    once, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
+    return [str(text) for text in once], inverse
+
+
 def bucket(milliseconds: np.ndarray) -> np.ndarray:
     """1 + log2(1 + seconds), rounded down: int64, at most GAPS - 1."""
     seconds = np.maximum(milliseconds, 0) / 1000

@@ -30,6 +30,7 @@ from ..training import Snapshot, copy_weights, seeded
 from .action import ActionBatch, ActionResult, Pairs
 from .backbone import LM, pool
 from .config import KarmaConfig
+from .frozen import FrozenTextEmbedding
 from .losses import (
     Autoregressive,
     BagOfWords,
@@ -40,7 +41,15 @@ from .losses import (
 )
 from .network import Network
 from .processes import all_present, here, send
-from .sequences import Batch, Trees, lay_out, serving_trees, training_trees
+from .sequences import (
+    Batch,
+    Trees,
+    distinct,
+    lay_out,
+    request_texts,
+    serving_trees,
+    training_trees,
+)
 from .visual_losses import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
@@ -62,32 +71,17 @@ COUNTERS = (
 )  # of a `Trainer`
 
 
+Beside = tuple[TfidfSVDEmbedding | FrozenTextEmbedding, ...]
+
 # -- what is read ----------------------------------------------------------------------------------
 
 
-def request_texts(log: Log, requests: np.ndarray) -> list[str]:
-    """Query and filters of requests as one text each, empty where there is neither."""
-    rows = log.requests[requests]
-    queries = rows["query"].fill_null("").to_list()
-    filters = rows["filters"].fill_null([]).list.join(" ").fill_null("").to_list()
-    texts = []
-    for parts in zip(queries, filters, strict=True):
-        texts.append(" ; ".join(part.strip() for part in parts if part.strip()))
-    return texts
-
-
-def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """The distinct texts in ascending order, (m,), and the index of each given text among them,
-    (n,).
+def asked_words(beside: Beside, log: Log, requests: np.ndarray) -> np.ndarray:
+    """What the embedders `beside` say of query and filters, side by side: (n, d), zeros where one
+    knows none of the words.
     """
-    once, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
-    return [str(text) for text in once], inverse
-
-
-def asked_words(lexical: TfidfSVDEmbedding, log: Log, requests: np.ndarray) -> np.ndarray:
-    """Unit vectors of the words of query and filters, (n, d); zeros without a known word."""
     asked, inverse = distinct(request_texts(log, requests))
-    return lexical.embed(asked)[inverse]
+    return np.concatenate([x.embed(asked) for x in beside], axis=1)[inverse]
 
 
 def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
@@ -110,7 +104,7 @@ class Features:
     n_words: np.ndarray  # (n,)
     # mean (d_t,) and map (d_t, d_t) that put the LM's text vectors to scale
     norm: tuple[np.ndarray, np.ndarray]
-    lexical: TfidfSVDEmbedding | None = None  # whose vectors are the last columns of text
+    beside: Beside = ()  # whose vectors are the last columns of text
 
     def digest(self) -> str:
         """Hash of the features, so that other LM weights or images give another fit."""

@@ -92,7 +92,7 @@ class Transfer(Embedder):
             vectors,
             facts,
             trained.decoders(),
-            here.lexical,
+            here.beside,
         )
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
