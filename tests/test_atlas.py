@@ -1,11 +1,14 @@
 """The atlas of losses and objectives: its rows, and what its pictures show."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from karmafunnel.benchmarks.studies import karma_atlas as atlas
 from karmafunnel.benchmarks.studies import karma_atlas_trials as trials
+from karmafunnel.benchmarks.studies import karma_smollm as smollm
+from karmafunnel.benchmarks.studies import karma_smollm_trials as smollm_trials
 from karmafunnel.files import write_json
 from karmafunnel.log import Log
 from karmafunnel.models.karma import KARMA
@@ -39,6 +42,27 @@ def test_rows_of_a_loss_differ_in_what_their_names_say(shop: Log) -> None:
             assert value.shuffled == ("shuffled" in name)
             assert (value.rate == atlas.HIGH) == ("high rate" in name)
     assert atlas.against in rows
+
+
+def test_rows_of_smollm_are_tried_as_often_and_tell_their_hours(
+    shop: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = [row["interest"] for row in smollm_trials.rows(shop).values()]
+    assert "about" in capsys.readouterr().err
+    kinds = {(loss, both): 0 for loss in smollm.LOSSES for both in (False, True)}
+    names = {value: name for name, value in atlas.LOSSES.items()}
+    for value in tried:
+        assert isinstance(value, KARMA) and value.backbone == smollm.MODEL
+        assert value.gen == value.rec and value.decoder == "lm"
+        kinds[names[value.loss], value.gen > 0] += 1
+    assert set(kinds.values()) == {4} and len(set(map(repr, tried))) == 16
+    found = {name: row["interest"] for name, row in smollm.rows(shop).items()}
+    assert smollm.against in found and smollm_trials.against in smollm_trials.rows(shop)
+    for loss in smollm.LOSSES:
+        right, other = found[f"{loss}, +gen+rec"], found[f"{loss}, +gen+rec, shuffled texts"]
+        assert isinstance(right, KARMA) and other == replace(right, shuffled=True)
+        alone = found[f"{loss}, action-only"]
+        assert isinstance(alone, KARMA) and not alone.gen and not alone.rec and alone.watch
 
 
 def test_gains_are_taken_at_the_same_rate() -> None:
