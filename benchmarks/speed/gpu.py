@@ -2,8 +2,8 @@
 
 Writes gpu.json: the rate of a matrix product; for models of two real shapes with random weights the
 tokens that a training step of KARMA reads a second, what share of that rate its products are, and
-peak memory; and the table of this file on a World and on each LOG, SmolLM2 under losses of the
-atlas. Without a GPU it says so, and runs the same code at a tiny size, its tables in two processes.
+peak memory; and the table of this file on a World and on each LOG, the rows of karma_smollm.
+Without a GPU it says so, and runs the same code at a tiny size, its tables in two processes.
 """
 
 import json
@@ -17,26 +17,25 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from karmafunnel.benchmarks.studies import karma_atlas as atlas
+from karmafunnel.benchmarks.studies import karma_smollm as smollm
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, silent
-from karmafunnel.models.karma import KARMA, Checkpoint, InBatch, Qwen
+from karmafunnel.models.karma import KARMA, FrozenLM, InBatch, Qwen
 from karmafunnel.models.karma.backbone import LM, byte_pairs
 from karmafunnel.models.karma.train import Trainee, Trainer, pieces_of_epoch
 from karmafunnel.models.training import seeded
 from karmafunnel.models.weights import is_fetched
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.recall import VectorRecall
 from karmafunnel.terminal import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 GOAL = 0.35  # of the rate of a matrix product
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-MODEL = "smollm2-135m"
+MODEL = smollm.MODEL.source
 TINY = Qwen(
     dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4
 )
@@ -55,22 +54,25 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 # -- the rows of the table -------------------------------------------------------------------------
 
-funnel = VectorRecall("interest", k=200)
-against = "pairwise, action-only"
-measures = ("HR@10", "HR@50", "HR@200")
+funnel, measures, against = smollm.funnel, smollm.measures, smollm.against
 seeds = (0,)
+ON_GPU: dict[str, Any] = {"precision": "bfloat16"}
+AT_TINY: dict[str, Any] = {
+    "backbone": TINY, "trained": None, "batch": 8, "chunk": 4, "epochs": 1, "share": 1.0,
+}  # fmt: skip
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
-    """SmolLM2 where it was fetched and there is a GPU for it, else a tiny model."""
-    found: dict[str, dict[str, Embedder]] = {}
-    for loss in ("pairwise", "in-batch softmax"):
-        value = replace(atlas.base(log, loss), backbone=TINY, epochs=1, batch=8, rate=2e-4, chunk=4)
-        if GPU and is_fetched(MODEL):
-            value = replace(value, backbone=Checkpoint(MODEL), precision="bfloat16")
-            value = replace(value, batch=32, share=0.25, chunk=0)
-        found[f"{loss}, action-only"] = {"interest": value}
-        found[f"{loss}, +gen+rec"] = {"interest": replace(value, gen=0.1, rec=0.1)}
+    """The rows of karma_smollm where SmolLM2 was fetched and there is a GPU for it, else the same
+    of a tiny model.
+    """
+    real, found = GPU and is_fetched(MODEL), {}
+    for name, value in smollm.values(log).items():
+        if isinstance(value, KARMA):
+            value = replace(value, **(ON_GPU if real else AT_TINY))
+        elif isinstance(value, FrozenLM) and not real:
+            value = replace(value, backbone=TINY)
+        found[name] = {"interest": value}
     return found
 
 
