@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from karmafunnel.benchmarks.studies import karma_atlas as atlas
 from karmafunnel.benchmarks.studies import karma_atlas_trials as trials
 from karmafunnel.benchmarks.studies import karma_smollm as smollm
 from karmafunnel.benchmarks.studies import karma_smollm_trials as smollm_trials
 from karmafunnel.files import write_json
 from karmafunnel.log import Log
-from karmafunnel.models.karma import KARMA
+from karmafunnel.models.karma import KARMA, Qwen
+from karmafunnel.models.karma.embedder import KarmaEmbedding
 from karmafunnel.simulator.ablation.cells import Cell
+from karmafunnel.simulator.replay.recipe import load_recipe
+from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -76,12 +80,16 @@ def test_gains_are_taken_at_the_same_rate() -> None:
         line("action-only, high rate", 0.18),
         line("+gen+rec, high rate", 0.27),
     ]
-    found = {(x["row"], x["alone"]): x["value"] for x in atlas.gains("office", "pairwise", lines)}
-    assert found == {
-        ("+gen+rec, office", 0.25): pytest.approx(0.03),
-        ("+gen+rec, shuffled texts, office", 0.25): pytest.approx(0.01),
-        ("+gen+rec, office", 0.18): pytest.approx(0.09),
+    points = atlas.gains("office", "pairwise", lines)
+    assert {(x["row"], x["alone"]): x["gain"] for x in points} == {
+        ("+gen+rec", 0.25): pytest.approx(0.03),
+        ("+gen+rec, shuffled texts", 0.25): pytest.approx(0.01),
+        ("+gen+rec, high rate", 0.18): pytest.approx(0.09),
     }
+    points += atlas.gains("world", "masked NCE", [])
+    assert {x["log"] for x in points} == {"office"}
+    drawn = [trace for trace in atlas.gain_figure(points)["data"] if trace["y"] != [None]]
+    assert [trace["marker"]["symbol"] for trace in drawn] == ["circle", "circle-open", "diamond"]
 
 
 def test_steps_come_from_the_fit_of_each_cell(tmp_path: Path) -> None:
@@ -94,3 +102,69 @@ def test_steps_come_from_the_fit_of_each_cell(tmp_path: Path) -> None:
         {"row": "a", "step": 30, "value": 30},
     ]
     assert np.allclose([x["value"] for x in atlas.steps(cells, "act")], [1 / 10, 1 / 20, 1 / 30])
+
+
+TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=48, tokens=4000)
+RECIPE = """
+from dataclasses import replace
+from karmafunnel.benchmarks.studies import karma_atlas as atlas
+from karmafunnel.models.karma import KARMA, Qwen
+
+funnel, against, measures, seeds = atlas.funnel, atlas.against, ("HR@10", "HR@200"), (1,)
+KEPT = ("action-only", "+gen+rec", "+gen+rec, shuffled texts", "action-only, high rate")
+SMALL = {"backbone": TINY, "dim": 16, "batch": 16, "epochs": 1, "watch": 4}
+
+def rows(log):
+    found = {name: row["interest"] for name, row in atlas.rows(log).items()}
+    kept = {f"pairwise, {row}": found[f"pairwise, {row}"] for row in KEPT}
+    return {name: {"interest": replace(value, **SMALL)} for name, value in kept.items()}
+"""
+
+
+def test_the_whole_command_on_finished_cells(
+    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, log, out = tmp_path / "small.py", tmp_path / "shop", tmp_path / "out"
+    recipe.write_text(RECIPE.replace("TINY", repr(TINY)), encoding="utf-8")
+    shop.write(log)
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    chosen = {"pairwise": atlas.CHOSEN["amazon_office"]["pairwise"]}
+    monkeypatch.setattr(atlas, "CHOSEN", {"amazon_office": chosen})
+    monkeypatch.setattr(atlas, "load_recipe", lambda _, log: load_recipe(str(recipe), log))
+    whole = KarmaEmbedding.attention_map
+    # as where queries differ in length: a slice of a larger array
+    monkeypatch.setattr(KarmaEmbedding, "attention_map", lambda *x: whole(*x)[:, :-1, :-1])
+
+    def call(minutes: str) -> str:
+        ran = CliRunner().invoke(atlas.main, [str(log), "--out", str(out), "--minutes", minutes])
+        assert ran.exit_code == 0, ran.output
+        return ran.output
+
+    assert "4 cells to make" in call("0")  # nothing is made, and nothing fails for it
+    assert "+gen+rec" not in (out / "atlas.md").read_text("utf-8")
+    call("9")
+    made = (out / "atlas.md").read_text("utf-8")
+    for row in ("action-only", "+gen+rec", "+gen+rec, shuffled texts", "action-only, high rate"):
+        assert f"| pairwise, {row} |" in made
+    assert "0 cells to make" in call("0") and (out / "atlas.md").read_text("utf-8") == made
+    page = (out / "atlas.html").read_text("utf-8")
+    assert "What both objectives add to a loss" in page and "shop: pairwise" in page
+    for figure in ("effective rank, interests", "perplexity given history", "+gen+rec, layer 2"):
+        assert figure in page
+    # each row of a map is a share of 1
+    for file in (out / "shop" / "cells").rglob("attention.safetensors"):
+        maps = load_file(file)["maps"]
+        assert np.allclose(maps.sum(axis=-1), 1, atol=1e-4) and np.allclose(np.triu(maps, 1), 0)
+
+
+def test_figures_over_steps_have_a_look_for_each_row(tmp_path: Path) -> None:
+    names = ["action-only", "+gen+rec", "action-only, high rate", "+gen+rec, high rate"]
+    cells = [Cell(f"pairwise, {name}", 0, tmp_path / name, "key") for name in names]
+    for cell in cells:
+        write_json(cell.folder / "facts.json", {"fit": {"watched": [{"step": 10, "act": 1.0}]}})
+    figure = atlas.step_figure("pairwise", cells)
+    assert figure is not None
+    looks = {line["name"]: (line["line"]["color"], line["line"]["dash"]) for line in figure["data"]}
+    assert list(looks) == names and len(set(looks.values())) == 4
+    assert looks["action-only"][0] == looks["action-only, high rate"][0]
+    assert atlas.step_figure("pairwise", []) is None and atlas.attention("pairwise", cells) is None

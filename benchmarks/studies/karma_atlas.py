@@ -8,12 +8,15 @@ in training, `gen` and `rec` through the same language model and head with one w
 over the catalogue needs frozen item texts and takes three times as many passes, which cost as much.
 Rates and weights are the best of four trials each on W2b (karma_atlas_trials.py). Every row is held
 against the action-only row of its own loss. The command says how long it will take, keeps every
-cell and goes on where it was.
+cell and goes on where it was. It writes atlas.md and atlas.html: what the objectives add over how
+good a loss is alone, what was watched over the steps, and attention maps.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import click
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.cli import OneLineErrors
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
 from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
@@ -42,10 +46,13 @@ from karmafunnel.simulator.ablation.formats import tables_of
 from karmafunnel.simulator.ablation.lines import Line, lines_of
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
-from karmafunnel.simulator.report.curves import curve_figure, write_curve
+from karmafunnel.simulator.report import plots
+from karmafunnel.simulator.report.attention_plot import attention_figure
+from karmafunnel.simulator.report.page import Figure, Page, Plot, Section, rich, write_page
 from karmafunnel.simulator.report.table import to_markdown
 from karmafunnel.stages.recall import VectorRecall
 from karmafunnel.terminal import Console
+from safetensors.numpy import load_file
 
 LOSSES: dict[str, ActionLoss] = {
     "pairwise": Pairwise(),
@@ -64,6 +71,15 @@ WATCHED = (
     "perplexity given history",
 )
 QUALITY = "HR@200"
+TOLD = ("+gen+rec", "+gen+rec, shuffled texts")
+# the same colour in every figure; a high rate is dotted
+COLOURS = plots.colour_of(["action-only", *OBJECTIVES, TOLD[1], "action-only, equal compute"])
+SYMBOLS = {
+    "+gen+rec": "circle",
+    "+gen+rec, shuffled texts": "circle-open",
+    "+gen+rec, high rate": "diamond",
+    "+gen+rec, shuffled texts, high rate": "diamond-open",
+}
 MINUTES = 1.2  # of a cell on one core of a small machine, as in the trials
 
 funnel = VectorRecall("interest", k=200)
@@ -164,12 +180,12 @@ def gains(name: str, loss: str, lines: list[Line]) -> list[dict[str, Any]]:
     lines_by_row = {line["row"].removeprefix(f"{loss}, "): line for line in lines}
     for tail in ("", ", high rate"):
         alone = lines_by_row.get(f"action-only{tail}", {}).get("values", {}).get(QUALITY)
-        for row in ("+gen+rec", "+gen+rec, shuffled texts"):
+        for row in TOLD:
             values = lines_by_row.get(f"{row}{tail}", {}).get("values", {}).get(QUALITY)
             if alone and values:
                 gain = values["value"] - alone["value"]
-                point = {"row": f"{row}, {name}", "value": gain, "alone": alone["value"]}
-                found.append(point | {"loss": f"{loss}{tail}"})
+                point = {"log": name, "loss": loss, "row": f"{row}{tail}"}
+                found.append(point | {"alone": alone["value"], "gain": gain})
     return found
 
 
@@ -182,6 +198,120 @@ def steps(cells: list[Cell], figure: str) -> list[dict[str, Any]]:
             if figure in step:
                 found.append({"row": cell.row, "step": step["step"], "value": step[figure]})
     return found
+
+
+def gain_figure(points: list[dict[str, Any]]) -> Plot:
+    """A pane a log, a colour a loss, a symbol for each of the rows."""
+    logs = list(dict.fromkeys(point["log"] for point in points))
+    colours = plots.colour_of(list(LOSSES))
+    domains, inner = plots.panes(len(logs), 2, 320, 0.1, 80)
+    layout = plots.blank(inner, left=60, top=110, bottom=50)
+    layout |= {"showlegend": True, "legend": above(inner)}
+    data: list[Plot] = []
+    for i, (name, domain) in enumerate(zip(logs, domains, strict=True)):
+        x = {"title": {"text": f"{QUALITY} of the loss alone"}}
+        plots.add_pane(
+            layout, i, domain, name, x, {"title": {"text": "gain"}, "rangemode": "tozero"}
+        )
+        for point in points:
+            if point["log"] == name:
+                told = f"{point['loss']}, {point['row']}"
+                data.append(
+                    {
+                        "type": "scatter",
+                        "mode": "markers",
+                        "x": [point["alone"]],
+                        "y": [point["gain"]],
+                        "marker": {
+                            "size": 10,
+                            "color": colours[point["loss"]],
+                            "symbol": SYMBOLS[point["row"]],
+                        },
+                        "showlegend": False,
+                        "hovertemplate": rich(
+                            "{}<br>alone %{x:.3f}, gain %{y:+.3f}<extra></extra>", told
+                        ),
+                        **plots.on(i),
+                    }
+                )
+    # what colours and symbols say, told by traces without a point
+    losses = dict.fromkeys(point["loss"] for point in points)
+    legend = {name: {"color": colours[name], "symbol": "square"} for name in losses}
+    legend |= {name: {"color": plots.QUIET, "symbol": SYMBOLS[name]} for name in SYMBOLS}
+    for name, marker in legend.items():
+        empty = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
+        data.append(empty | {"name": name, "marker": marker | {"size": 10}, **plots.on(0)})
+    return {"data": data, "layout": layout}
+
+
+def step_figure(loss: str, cells: list[Cell]) -> Plot | None:
+    """What was watched over the steps of each cell: a pane a figure, a line a row. None where no
+    cell was watched.
+    """
+    found = {figure: points for figure in WATCHED if (points := steps(cells, figure))}
+    if not found:
+        return None
+    domains, inner = plots.panes(len(found), 3, 220, 0.08, 80)
+    layout = plots.blank(inner, left=60, top=130, bottom=50)
+    layout |= {"showlegend": True, "legend": above(inner)}
+    data: list[Plot] = []
+    for i, ((figure, points), domain) in enumerate(zip(found.items(), domains, strict=True)):
+        scale = {"type": "log"} if figure.startswith("perplexity") else {}
+        plots.add_pane(layout, i, domain, figure, {"title": {"text": "step"}}, scale)
+        for row in dict.fromkeys(point["row"] for point in points):
+            mine, short = [p for p in points if p["row"] == row], row.removeprefix(f"{loss}, ")
+            plain = short.removesuffix(", high rate")
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [point["step"] for point in mine],
+                    "y": [point["value"] for point in mine],
+                    "name": short,
+                    "legendgroup": short,
+                    "showlegend": i == 0,
+                    "line": {
+                        "color": COLOURS.get(plain, plots.QUIET),
+                        "dash": "solid" if plain == short else "dot",
+                        "width": 2,
+                    },
+                    "hovertemplate": rich("{}, step %{x}: %{y:.4g}<extra></extra>", short),
+                    **plots.on(i),
+                }
+            )
+    return {"data": data, "layout": layout}
+
+
+def above(inner: int) -> Plot:
+    """A legend over the headings of panes of that height."""
+    return {"orientation": "h", "x": 0, "y": 1 + 30 / inner, "yanchor": "bottom"}
+
+
+def attention(loss: str, cells: list[Cell]) -> Plot | None:
+    """Mean attention of the loss alone and with both objectives, side by side, at both rates; None
+    where no cell has it.
+    """
+    maps, by_row = {}, {cell.row: cell for cell in cells}
+    for tail in ("", ", high rate"):
+        for row in ("action-only", "+gen+rec"):
+            cell = by_row.get(f"{loss}, {row}{tail}")
+            file = cell and cell.folder / "similarity" / "attention.safetensors"
+            if file and file.is_file():
+                maps[f"{row}{tail}"] = load_file(file)["maps"]
+    return attention_figure(maps) if maps else None
+
+
+def write_pages(out: Path, command: str, tables: list[str], figures: dict[str, list[Plot]]) -> None:
+    """atlas.md, atlas.html and, with kaleido, each figure as a PNG file."""
+    write_text(out / "atlas.md", "\n".join(tables))
+    sections = []
+    for title, those in figures.items():
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower())
+        sections.append(Section(name, title, title, [Figure(plot) for plot in those]))
+        for i, plot in enumerate(those):
+            with suppress(KarmafunnelError):  # no kaleido: the page is enough
+                plots.write_picture(plot, out / f"{name}-{i + 1}.png")
+    write_page(out / "atlas.html", Page("The atlas of losses", command, [], sections))
 
 
 @click.command(cls=OneLineErrors)
@@ -197,7 +327,9 @@ def main(logs: tuple[Path, ...], out: Path, minutes: float) -> None:
         ["python", "-m", "karmafunnel.benchmarks.studies.karma_atlas", *sys.argv[1:]]
     )
     options = RunOptions(cache=cache_root(), console=console, command=command)
-    parts, points = [], []
+    parts: list[str] = []
+    points: list[dict[str, Any]] = []
+    figures: dict[str, list[Plot]] = {}
     for path in logs:
         log = Log.open(path)
         recipe, folder = load_recipe(__file__, log), out / log.name
@@ -207,29 +339,20 @@ def main(logs: tuple[Path, ...], out: Path, minutes: float) -> None:
             f"one core; this call begins none after {minutes:g} minutes"
         )
         ablate(recipe, log, folder, options, minutes=minutes, diagnose=True)
+        first = [x for x in cells_of(recipe, log, folder) if x.seed == recipe.seeds[0] and x.done]
         for loss, lines in by_loss(recipe, log, folder):
             points += gains(log.name, loss, lines)
             tables = "\n\n".join(
                 to_markdown(table) for table in tables_of(f"{loss}, action-only", lines)
             )
             parts.append(f"## {log.name}: {loss}\n\n{tables}\n")
-            watched = [
-                cell
-                for cell in cells_of(recipe, log, folder)
-                if cell.row.startswith(f"{loss}, ") and cell.seed == seeds[0] and cell.done
-            ]
-            for figure in WATCHED:
-                if drawn := steps(watched, figure):
-                    plot = curve_figure(drawn, "step", y_title=figure)
-                    file = out / f"{log.name}-{loss}-{figure}.html".replace(" ", "_")
-                    write_curve(plot, file, f"{log.name}, {loss}: {figure}")
-    write_text(out / "atlas.md", "\n".join(parts))
+            own = [cell for cell in first if cell.row.startswith(f"{loss}, ")]
+            if drawn := [x for x in (step_figure(loss, own), attention(loss, own)) if x]:
+                figures[f"{log.name}: {loss}"] = drawn
     if points:
-        plot = curve_figure(
-            points, "alone", x_title=f"{QUALITY} of the loss alone", y_title="gain", reference=0
-        )
-        write_curve(plot, out / "gain_over_quality.html", "What both objectives add to a loss")
-    console.print(f"{out / 'atlas.md'}")
+        figures = {"What both objectives add to a loss": [gain_figure(points)], **figures}
+    write_pages(out, command, parts, figures)
+    console.print(f"{out / 'atlas.md'}, {out / 'atlas.html'}")
 
 
 if __name__ == "__main__":

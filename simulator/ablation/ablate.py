@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from ...bounds import check_bound
@@ -218,7 +219,8 @@ def finish(
     with atomic_folder(cell.folder / "similarity", sealed=True) as temporary:
         write_parquet(temporary / "similarity.parquet", similarity)
         if maps is not None:
-            save_file({"maps": maps}, temporary / "attention.safetensors")
+            whole = np.ascontiguousarray(maps)  # of a slice safetensors writes other numbers
+            save_file({"maps": whole}, temporary / "attention.safetensors")
     remove(cell.folder / "failed.json")
     identity = {"key": cell.key, "row": cell.row, "seed": cell.seed}
     date = f"{datetime.now(UTC):%Y-%m-%d}"
