@@ -25,7 +25,7 @@ from karmafunnel.models.embedders import (
     TfidfSVD,
     known_in_w1,
 )
-from karmafunnel.models.karma import KARMA, Qwen
+from karmafunnel.models.karma import KARMA, Qwen, SentenceEncoder
 from karmafunnel.models.sasrec import SASRec
 from shop import make_shop, other_shop, scramble
 from tiny_models import sentence_encoder
@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1},
     "FrozenLM": {"backbone": TINY},
     "SentenceEncoder": {"source": sentence_encoder(), "dim": 8},
+    "TunedEncoder": {"encoder": SentenceEncoder(sentence_encoder(), dim=8), "trained": 1},
     "Transfer": {
         "embedder": KARMA(backbone=TINY, dim=32, epochs=1, length=8, ids=False),
         "log": other_shop(),
@@ -278,6 +279,7 @@ class TestContract:
 
     def test_prints_as_typed(self, value: Embedder) -> None:
         names = {type(value).__name__: type(value), "Qwen": Qwen, "KARMA": KARMA}
+        names["SentenceEncoder"] = SentenceEncoder
         assert eval(repr(value), names) == value
         if all(f.default is not MISSING for f in fields(value)):  # type: ignore[arg-type]
             assert repr(type(value)()) == f"{type(value).__name__}()"

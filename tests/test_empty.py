@@ -10,7 +10,7 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM, SentenceEncoder
+from karmafunnel.models.karma import KARMA, FrozenLM, SentenceEncoder, TunedEncoder
 from karmafunnel.models.karma.backbone import Qwen
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.options import RunOptions
@@ -162,6 +162,7 @@ READERS: list[Embedder | BM25Recall] = [
     FrozenLM(TINY),
     FrozenLM(TINY, after="whitening", dim=4),
     SentenceEncoder(sentence_encoder(), dim=4),
+    TunedEncoder(SentenceEncoder(sentence_encoder(), dim=4), trained=1),
     KARMA(TINY, dim=8, epochs=1, text_words=4, query_words=4, length=4, warm=False),
     KARMA(
         TINY,

@@ -12,8 +12,14 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.ctr import BINS
-from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
+from karmafunnel.models.embedders import (
+    Cooccurrence,
+    Embedder,
+    Embedding,
+    RandomVectors,
+    TfidfSVD,
+)
+from karmafunnel.models.karma import KARMA, FrozenLM, Qwen, SentenceEncoder, TunedEncoder
 from karmafunnel.simulator.replay.tables import RunWriter
 from karmafunnel.simulator.replay.tree import run_tree, tree_of
 from karmafunnel.stages.context import Context
@@ -41,6 +47,7 @@ from karmafunnel.stages.recall import ItemKNN, Join, Popular, Shown, VectorRecal
 from karmafunnel.stages.rows import Feature, Rows
 from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Stage, fit_embedders
 from shop import make_shop, scramble
+from tiny_models import sentence_encoder
 
 TO = ("interest", "query", "last", "session")
 TINY = Qwen(
@@ -672,9 +679,15 @@ def test_an_explanation_is_of_what_the_stage_saw() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [KARMA(backbone=TINY, dim=32, epochs=1, length=8), FrozenLM(backbone=TINY)], ids=repr
+    "value",
+    [
+        KARMA(backbone=TINY, dim=32, epochs=1, length=8),
+        FrozenLM(backbone=TINY),
+        TunedEncoder(SentenceEncoder(sentence_encoder(), dim=8), trained=1),
+    ],
+    ids=repr,
 )
-def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: KARMA | FrozenLM) -> None:
+def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: Embedder) -> None:
     log = make_shop()
     embedding = value.fit(log, seed=3)
     requests = np.arange(log.requests.height)

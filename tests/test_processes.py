@@ -15,13 +15,23 @@ import pytest
 import torch
 from karmafunnel.errors import KarmafunnelError, LostProcessError
 from karmafunnel.log import Log
-from karmafunnel.models.karma import KARMA, InBatch, Pairwise, Qwen, Softmax, processes
+from karmafunnel.models.karma import (
+    KARMA,
+    InBatch,
+    Pairwise,
+    Qwen,
+    SentenceEncoder,
+    Softmax,
+    TunedEncoder,
+    processes,
+)
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from shop import make_shop
+from tiny_models import sentence_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +66,13 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+TRAINED = VALUES | {
+    "tuned sentence encoder": TunedEncoder(
+        SentenceEncoder(sentence_encoder(), dim=8), trained=1, batch=8
+    )
+}
+
+
 def main(cache: str, out: str, changes: str, shop: str) -> None:
     """What each process of a test runs."""
     from karmafunnel.models.karma.processes import together
@@ -66,8 +83,9 @@ def main(cache: str, out: str, changes: str, shop: str) -> None:
 
     with together(train_along):
         found = {}
-        for name, value in VALUES.items():
-            fit = replace(value, **json.loads(changes)).fit(
+        for name, value in TRAINED.items():
+            changed = json.loads(changes) if isinstance(value, KARMA) else {}
+            fit = replace(value, **changed).fit(
                 make_shop(*json.loads(shop)), seed=1, progress=told, cache=Path(cache)
             )
             found[name] = fit.facts
@@ -113,7 +131,7 @@ def test_two_processes_train_as_one(chunk: int, shop: Log, tmp_path: Path, cache
     running = start(__file__, tmp_path / "cache", tmp_path, changes, "[]")
     assert [code for code, _ in ends(running)] == [0, 0]
     found = json.loads((tmp_path / "facts.json").read_text("utf-8"))
-    for i, (name, value) in enumerate(VALUES.items(), start=1):
+    for i, (name, value) in enumerate(TRAINED.items(), start=1):
         alone = value.fit(make_shop(), seed=1, cache=cache)
         assert found[name]["processes"] == 2 and "processes" not in alone.facts
         for one, two in zip(alone.facts["curve"], found[name]["curve"], strict=True):

@@ -13,6 +13,7 @@ from .frozen import FrozenLM as FrozenLM
 from .language import LanguageFirst as LanguageFirst
 from .sentence import SentenceEncoder as SentenceEncoder
 from .transfer import Transfer as Transfer
+from .tuned import TunedEncoder as TunedEncoder
 from .visual import Column as Column
 from .visual import Pretrained as Pretrained
 from .visual import SelfSupervised as SelfSupervised

@@ -69,6 +69,17 @@ class TextModel(ABC):
     facts: dict[str, Any]
 
     @abstractmethod
+    def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of texts of at most `most` tokens, int64, a row each, right-padded; and how
+        many are theirs, (n,), 0 for an empty text.
+        """
+
+    def words(self, texts: list[str], most: int) -> list[np.ndarray]:
+        """Token ids of texts as `encode` gives them, without padding."""
+        ids, lengths = self.encode(texts, most)
+        return [row[:n] for row, n in zip(ids, lengths, strict=True)]
+
+    @abstractmethod
     def vectors(self, texts: list[str], most: int) -> np.ndarray:
         """Vectors of texts of at most `most` tokens, float32 (n, d); zeros for an empty text."""
 
@@ -91,6 +102,17 @@ class TextModel(ABC):
     @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device
+
+    def layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The model's layers, in order, with the module that holds them and their name there."""
+        count = int(self.config.num_hidden_layers)
+        for module in self.model.modules():
+            for name, part in module.named_children():
+                if isinstance(part, nn.ModuleList) and len(part) == count:
+                    return module, name, part
+        raise KarmafunnelError(
+            type(self.model).__name__, needs=f"a list of {count} layers", found="none"
+        )
 
     def must_hold(self, cells: int, who: str) -> None:
         """Raises KarmafunnelError if there are more cells than the model's context."""
@@ -146,11 +168,6 @@ class LM(TextModel):
             ids[i, : len(found)], lengths[i] = found, len(found)
         return ids, lengths
 
-    def words(self, texts: list[str], most: int) -> list[np.ndarray]:
-        """Token ids of texts, at most so many each, without padding."""
-        ids, lengths = self.encode(texts, most)
-        return [row[:n] for row, n in zip(ids, lengths, strict=True)]
-
     def vectors(self, texts: list[str], most: int) -> np.ndarray:
         """Vectors of texts, see `pooled`."""
         return pooled(self, texts, most)
@@ -167,17 +184,6 @@ class LM(TextModel):
     @property
     def vocab(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
-
-    def layers(self) -> tuple[nn.Module, str, nn.ModuleList]:
-        """The model's layers, in order, with the module that holds them and their name there."""
-        count = int(self.config.num_hidden_layers)
-        for module in self.model.modules():
-            for name, part in module.named_children():
-                if isinstance(part, nn.ModuleList) and len(part) == count:
-                    return module, name, part
-        raise KarmafunnelError(
-            type(self.model).__name__, needs=f"a list of {count} layers", found="none"
-        )
 
     @property
     def dtype(self) -> torch.dtype:

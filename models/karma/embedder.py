@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import KarmafunnelError
-from ...files import check, write_json
-from ...keys import code_of, content_key
+from ...files import check
 from ...log import Log
 from ..diagnostics import alignment, attention_figures
 from ..embedders import (
@@ -44,6 +43,7 @@ from .train import (
     Trainee,
     Trainer,
     asked_words,
+    checkpoint_folder,
     whitening,
     word_ids,
 )
@@ -151,28 +151,10 @@ class KARMA(KarmaConfig, Embedder):
                 asked = asked_words(features.beside, log, examples.trees.request)
             probe = Probe.of(log, lm, self, examples, features) if self.watch else None
             trainee = Trainee(self, network, examples, features, seed, asked, probe)
-        folder = None
-        if cache is not None:
-            # a fit of more epochs goes on from one of fewer, but for a schedule over all of them
-            plain = self if self.schedule != "constant" else replace(self, epochs=KARMA.epochs)
-            code, how = code_of(self, by=(__name__,)), repr(plain)
-            key = content_key(
-                code, how, base.describe(), features.digest(), log.checksum, seed, str(lm.device)
-            )
-            folder = cache / f"karma-{key}"
-            folder.mkdir(parents=True, exist_ok=True)
-            about = {
-                "embedder": repr(self),
-                "log": log.name,
-                "log checksum": log.checksum,
-                "seed": seed,
-                "device": str(lm.device),
-                "features": features.digest(),
-                "code": code,
-                "base": base.facts,
-            }
-            write_json(folder / "config.json", about)
-        return trainee, folder
+        # a fit of more epochs goes on from one of fewer, but for a schedule over all of them
+        plain = self if self.schedule != "constant" else replace(self, epochs=KARMA.epochs)
+        how, digest = repr(plain), features.digest()
+        return trainee, checkpoint_folder(cache, self, how, log, seed, base, digest, __name__)
 
     def features(
         self,

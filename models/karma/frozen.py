@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class FrozenText(Embedder):
         progress: Progress = silent,
         device: str = "cpu",
         cache: Path | None = None,
-    ) -> FrozenTextEmbedding:
+    ) -> TextEmbedding:
         """Raises KarmafunnelError where no item has text."""
         model = self.ready(log, cache, progress, device)
         model.must_hold(max(self.text_words, self.query_words) + model.marks, repr(self))
@@ -98,16 +99,22 @@ class FrozenText(Embedder):
         shift, turn = directions(known, self.after, self.dim)
         facts = {"backbone": model.facts}
         items = turned(raw, shift, turn)
-        return FrozenTextEmbedding(self, log, model, items, shift, turn, facts)
+        return TextEmbedding(self, self, log, model, items, shift, turn, facts)
 
-    def load(self, folder: Path | str, log: Log) -> FrozenTextEmbedding:
+    def load(self, folder: Path | str, log: Log) -> TextEmbedding:
         tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
-        found = description["extras"].get("lm")
-        model = self.rebuild(found, f"{folder}/embedding.json: lm")
+        model = self.model_of(tensors, description, folder)
+        items, shift, turn = (tensors[name] for name in ("items", "shift", "turn"))
+        return TextEmbedding(self, self, log, model, items, shift, turn, description["facts"])
+
+    def model_of(
+        self, tensors: dict[str, np.ndarray], description: dict[str, Any], folder: Path | str
+    ) -> TextModel:
+        """The model of a saved embedding."""
+        model = self.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
         weights = {name: torch.from_numpy(x) for name, x in part(tensors, "model").items()}
         put_weights(model.model, weights, str(folder))
-        items, shift, turn = (tensors[name] for name in ("items", "shift", "turn"))
-        return FrozenTextEmbedding(self, log, model, items, shift, turn, description["facts"])
+        return model
 
 
 def directions(x: np.ndarray, after: After, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,57 +132,66 @@ def directions(x: np.ndarray, after: After, dim: int) -> tuple[np.ndarray, np.nd
     return mean, vt[:keep].T / (s[:keep] / math.sqrt(len(x))) ** power
 
 
-def turned(raw: np.ndarray, shift: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """Text vectors (n, d) less `shift`, through `turn`, at length 1: float32, zeros stay zeros."""
+def turned(raw: np.ndarray, shift: np.ndarray, turn: np.ndarray, unit: bool = True) -> np.ndarray:
+    """Text vectors (n, d) less `shift`, through `turn`, at length 1 where `unit`: float32, zeros
+    stay zeros.
+    """
     there = np.any(raw != 0, axis=1)[:, None]
-    return (unit_rows((raw - shift) @ turn) * there).astype(np.float32)
+    found = (raw - shift) @ turn
+    return ((unit_rows(found) if unit else found) * there).astype(np.float32)
 
 
-class FrozenTextEmbedding(Embedding):
-    """A fitted `FrozenText`."""
+class TextEmbedding(Embedding):
+    """A fitted `FrozenText`, or what was tuned from one: a model of text, a map, and weights by
+    which a request's query and history are put together. `config`: how texts are read, and those
+    weights; `unit`: whether vectors have length 1.
+    """
 
     asks = ("query", "filters")
     online = True
 
     def __init__(
         self,
-        value: FrozenText,
+        value: Embedder,
+        config: FrozenText,
         log: Log,
         model: TextModel,
         items: np.ndarray,
         shift: np.ndarray,
         turn: np.ndarray,
         facts: dict[str, Any],
+        unit: bool = True,
     ):
         super().__init__(value, log, facts)
-        self.config, self.model, self._items = value, model, items
-        self.shift, self.turn = shift, turn
+        self.config, self.model, self._items = config, model, items
+        self.shift, self.turn, self.unit = shift, turn, unit
 
     def items(self) -> np.ndarray:
         return self._items
 
     def interests(self, requests: np.ndarray) -> np.ndarray:
         config = self.config
-        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(
-            config.query_weight * self.queries(requests) + config.history_weight * past
-        )
+        past = decayed_mean(self.log, requests, self._items, config.length, config.decay)
+        if self.unit:
+            past = unit_rows(past)
+        found = config.query_weight * self.queries(requests) + config.history_weight * past
+        return unit_rows(found) if self.unit else found.astype(np.float32)
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         asked, inverse = distinct(request_texts(self.log, requests))
         return self.embed(asked)[inverse].reshape(len(requests), self._items.shape[1])
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors of queries, float32 (n, d); zeros for an empty text."""
-        return turned(self.model.vectors(texts, self.config.query_words), self.shift, self.turn)
+        """Vectors of queries, float32 (n, d); zeros for an empty text."""
+        raw = self.model.vectors(texts, self.config.query_words)
+        return turned(raw, self.shift, self.turn, self.unit)
 
-    def of(self, log: Log) -> FrozenTextEmbedding:
+    def of(self, log: Log) -> Self:
         """The items and requests of another log through the same model and map."""
         raw = self.model.vectors(log.item_text(), self.config.text_words)
-        items = turned(raw, self.shift, self.turn)
-        return FrozenTextEmbedding(
-            self.config, log, self.model, items, self.shift, self.turn, self.facts
-        )
+        found = copy(self)
+        found.log, found._items = log, turned(raw, self.shift, self.turn, self.unit)
+        return found
 
     def tensors(self) -> dict[str, np.ndarray]:
         state = self.model.model.state_dict()

@@ -72,11 +72,14 @@ class Sentences(TextModel):
         weight = there[..., None].float()
         return F.normalize((hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1), dim=-1)
 
-    @torch.inference_mode()
     def vectors(self, texts: list[str], most: int) -> np.ndarray:
-        ids, lengths = self.encode(texts, most)
-        out = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for start in range(0, len(texts), BATCH):
+        return self.pooled(*self.encode(texts, most))
+
+    @torch.inference_mode()
+    def pooled(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """`pool` of texts as `encode` gives them, float32 (n, d)."""
+        out = np.zeros((len(ids), self.dim), dtype=np.float32)
+        for start in range(0, len(ids), BATCH):
             rows = slice(start, start + BATCH)
             there = np.arange(ids.shape[1]) < lengths[rows, None]
             given = (torch.from_numpy(x).to(self.device) for x in (ids[rows], there))

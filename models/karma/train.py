@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,14 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import KarmafunnelError
+from ...files import write_json
+from ...keys import code_of, content_key
 from ...log import Log
 from ..diagnostics import attention_figures, isotropy, participation_ratio, unit
-from ..embedders import Progress, TfidfSVDEmbedding, silent
+from ..embedders import Embedder, Progress, TfidfSVDEmbedding, silent
 from ..training import Snapshot, copy_weights, seeded
-from .action import ActionBatch, ActionResult, Pairs
-from .backbone import LM, pool
+from .action import ActionBatch, ActionLoss, ActionResult, Pairs
+from .backbone import LM, TextModel, pool
 from .config import KarmaConfig
-from .frozen import FrozenTextEmbedding
+from .frozen import TextEmbedding
 from .losses import (
     Autoregressive,
     BagOfWords,
@@ -71,7 +74,7 @@ COUNTERS = (
 )  # of a `Trainer`
 
 
-Beside = tuple[TfidfSVDEmbedding | FrozenTextEmbedding, ...]
+Beside = tuple[TfidfSVDEmbedding | TextEmbedding, ...]
 
 # -- what is read ----------------------------------------------------------------------------------
 
@@ -84,10 +87,10 @@ def asked_words(beside: Beside, log: Log, requests: np.ndarray) -> np.ndarray:
     return np.concatenate([x.embed(asked) for x in beside], axis=1)[inverse]
 
 
-def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
-    """`lm.words` of texts that often repeat, each read once."""
+def word_ids(model: TextModel, texts: list[str], most: int) -> list[np.ndarray]:
+    """`model.words` of texts that often repeat, each read once."""
     asked, inverse = distinct(texts)
-    words = lm.words(asked, most)
+    words = model.words(asked, most)
     return [words[i] for i in inverse]
 
 
@@ -128,6 +131,31 @@ def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), turn.astype(np.float32)
 
 
+class Settings(Protocol):
+    """What `Examples` and a `Trainer` read of a value's fields, which `KarmaConfig` explains."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def query_words(self) -> int: ...
+    @property
+    def loss(self) -> ActionLoss: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def average(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def watch(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Examples:
     """Training requests of W1 as branches of trees, with their targets and their exposed,
@@ -145,7 +173,7 @@ class Examples:
     queries: list[np.ndarray]  # (B,) word ids
 
     @classmethod
-    def of(cls, log: Log, lm: LM, config: KarmaConfig, seed: int) -> Examples:
+    def of(cls, log: Log, model: TextModel, config: Settings, seed: int) -> Examples:
         """Raises KarmafunnelError where W1 holds neither a click nor a purchase."""
         trees = training_trees(log, config.length)
         if len(trees.request) == 0:
@@ -170,7 +198,7 @@ class Examples:
             target,
             (1 / np.bincount(branch)[branch]).astype(np.float32),
             in_vain(log, number, column, config.loss.hard, seed),
-            word_ids(lm, request_texts(log, trees.request), config.query_words),
+            word_ids(model, request_texts(log, trees.request), config.query_words),
         )
 
     def pairs(self, branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,8 +312,70 @@ class Step:
         return found
 
 
-class Trainee(nn.Module):
-    """The network with its decoders: one step's losses by name."""
+class Learner(nn.Module, ABC):
+    """What a `Trainer` trains: a network with its examples and settings."""
+
+    config: Settings
+    examples: Examples
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it is trained."""
+
+    @abstractmethod
+    def forward(self, pieces: np.ndarray, rng: np.random.Generator) -> Step:
+        """Mean losses over the branches of some pieces; with several processes, each reads its part
+        of them, and all have the losses of the whole.
+        """
+
+    def total(self, losses: dict[str, Tensor], done: float) -> Tensor:
+        """The loss of a step after a share `done` of all steps."""
+        return torch.stack(list(losses.values())).sum()
+
+    def rate_of(self, name: str) -> float:
+        """The rate that a parameter is trained at."""
+        return self.config.rate
+
+    def figures(self) -> dict[str, float]:
+        """Diagnostics of the network as it is now, by name."""
+        return {}
+
+    def on(self, x: np.ndarray) -> Tensor:
+        """An array as a tensor on the network's device."""
+        return torch.from_numpy(x).to(self.device)
+
+    def in_parts(
+        self, read: Callable[[slice], tuple[Tensor, ...]], bounds: Sequence[np.ndarray], size: int
+    ) -> list[Tensor]:
+        """What `read` gives for all rows, from this process's share of them, read `size` at a time
+        (0: at once), and that of the others.
+
+        Args:
+            read: outputs of some rows, a tensor each.
+            bounds: for each output, where what belongs to each row begins, and the end: (n + 1,).
+        """
+        n = len(bounds[0]) - 1
+        mine = here.share(n)
+        if mine.start == mine.stop:  # fewer rows than processes: it reads one for nothing
+            found = [tuple(x[:0] for x in read(slice(0, 1)))]
+        else:
+            step = size or n
+            starts = range(mine.start, mine.stop, step)
+            if len(starts) > 1:
+                read = partial(checkpoint, read, use_reentrant=False)
+            found = [read(slice(i, min(i + step, mine.stop))) for i in starts]
+        out = []
+        for parts, bound in zip(zip(*found, strict=True), bounds, strict=False):
+            own = parts[0] if len(parts) == 1 else torch.cat(parts)
+            out.append(here.whole(own, int(bound[mine.start]), int(bound[-1])))
+        return out
+
+
+class Trainee(Learner):
+    """The network of KARMA with its decoders: one step's losses by name."""
+
+    config: KarmaConfig
 
     def __init__(
         self,
@@ -334,14 +424,11 @@ class Trainee(nn.Module):
         count = np.bincount(examples.target, minlength=len(items))
         self.share = self.on(count / len(examples.target))
 
-    def on(self, x: np.ndarray) -> Tensor:
-        """An array as a tensor on the network's device."""
-        return torch.from_numpy(x).to(self.network.lm.device)
+    @property
+    def device(self) -> torch.device:
+        return self.network.lm.device
 
     def forward(self, pieces: np.ndarray, rng: np.random.Generator) -> Step:
-        """Mean losses over the branches of some pieces; with several processes, each reads its part
-        of them, and all have the losses of the whole.
-        """
         config, network, examples = self.config, self.network, self.examples
         branches, row = examples.trees.branches(pieces)
         pairs, of = examples.pairs(branches)
@@ -463,32 +550,6 @@ class Trainee(nn.Module):
         text = self.text[at] if frozen else self.texts_read(used)
         return self.network.mix(text, None if self.visual is None else self.visual[at], ids)
 
-    def in_parts(
-        self, read: Callable[[slice], tuple[Tensor, ...]], bounds: Sequence[np.ndarray], size: int
-    ) -> list[Tensor]:
-        """What `read` gives for all rows, from this process's share of them, read `size` at a time
-        (0: at once), and that of the others.
-
-        Args:
-            read: outputs of some rows, a tensor each.
-            bounds: for each output, where what belongs to each row begins, and the end: (n + 1,).
-        """
-        n = len(bounds[0]) - 1
-        mine = here.share(n)
-        if mine.start == mine.stop:  # fewer rows than processes: it reads one for nothing
-            found = [tuple(x[:0] for x in read(slice(0, 1)))]
-        else:
-            step = size or n
-            starts = range(mine.start, mine.stop, step)
-            if len(starts) > 1:
-                read = partial(checkpoint, read, use_reentrant=False)
-            found = [read(slice(i, min(i + step, mine.stop))) for i in starts]
-        out = []
-        for parts, bound in zip(zip(*found, strict=True), bounds, strict=False):
-            own = parts[0] if len(parts) == 1 else torch.cat(parts)
-            out.append(here.whole(own, int(bound[mine.start]), int(bound[-1])))
-        return out
-
     def precise(self) -> torch.autocast:
         """The precision that the language model multiplies in while it is trained, inside."""
         short = self.training and self.config.precision == "bfloat16"
@@ -586,15 +647,15 @@ class Trainee(nn.Module):
         return (mean - self.mean) @ self.turn * there[:, :1]
 
 
-def freeze(lm: LM, trained: int, who: str) -> None:
+def freeze(model: TextModel, trained: int, who: str) -> None:
     """Leave only the last so many layers of a model to be trained; raises KarmafunnelError where it
     has fewer.
     """
-    _, _, layers = lm.layers()
+    _, _, layers = model.layers()
     if trained > len(layers):
         raise KarmafunnelError(who, needs=f"{trained} layers to train", found=f"{len(layers)}")
     kept = {id(p) for layer in layers[len(layers) - trained :] for p in layer.parameters()}
-    for p in lm.model.parameters():
+    for p in model.model.parameters():
         if id(p) not in kept:
             p.requires_grad_(False)
 
@@ -635,15 +696,20 @@ class Trainer:
     stopping point of its own, and a fit of more epochs goes on from one of fewer.
     """
 
-    def __init__(self, trainee: Trainee, seed: int, folder: Path | None, progress: Progress):
+    def __init__(self, trainee: Learner, seed: int, folder: Path | None, progress: Progress):
         self.trainee, self.seed, self.folder, self.progress = trainee, seed, folder, progress
-        self.config = trainee.config
+        self.config, self.name = trainee.config, type(trainee.config).__name__
         self.named = {name: p for name, p in trainee.named_parameters() if p.requires_grad}
-        decay = [p for p in self.named.values() if p.ndim > 1]
-        rest = [p for p in self.named.values() if p.ndim <= 1]
+        kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, p in self.named.items():
+            kinds.setdefault((trainee.rate_of(name), p.ndim <= 1), []).append(p)
         groups = [
-            {"params": decay, "weight_decay": self.config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {
+                "params": kinds[rate, flat],
+                "weight_decay": 0.0 if flat else self.config.weight_decay,
+                "rate": rate,
+            }
+            for rate, flat in sorted(kinds)
         ]
         self.optimiser = torch.optim.AdamW(
             groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True
@@ -662,7 +728,7 @@ class Trainer:
         self.model: nn.Module = trainee  # what a step calls
         # losses, gradients and counts of the steps that are not in the counters yet
         self.unread: list[dict[str, Tensor]] = []
-        self.at_once = 1 if trainee.network.lm.device.type == "cpu" else UNREAD
+        self.at_once = 1 if trainee.device.type == "cpu" else UNREAD
 
     # -- checkpoints --
 
@@ -697,7 +763,7 @@ class Trainer:
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
         self.restore(found)
-        self.progress(f"KARMA: goes on after epoch {self.epoch}, step {self.step}")
+        self.progress(f"{self.name}: goes on after epoch {self.epoch}, step {self.step}")
 
     def epoch_file(self, epoch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"
@@ -722,7 +788,7 @@ class Trainer:
                     found=f"{size} (the log has {len(self.trainee.examples.trees.start):,} pieces)",
                 )
             with all_present():
-                send((self.trainee, self.seed, self.state()), self.trainee.network.lm.device)
+                send((self.trainee, self.seed, self.state()), self.trainee.device)
                 self.all_epochs()
         self.put(self.average)
         return self.facts()
@@ -730,9 +796,9 @@ class Trainer:
     def all_epochs(self) -> None:
         """Train to `config.epochs`, with the other processes where there are some."""
         if here.count > 1:
-            self.progress(f"KARMA: {here.count} processes train")
+            self.progress(f"{self.name}: {here.count} processes train")
             self.model = DistributedDataParallel(self.trainee, find_unused_parameters=True)
-        with seeded(self.seed, self.trainee.network.lm.device):
+        with seeded(self.seed, self.trainee.device):
             while self.epoch < self.config.epochs:
                 self.one_epoch()
         self.model = self.trainee
@@ -773,7 +839,7 @@ class Trainer:
                 self.read()
                 where = f"epoch {self.epoch + 1} of {self.config.epochs}"
                 means = told({name: value / self.place for name, value in self.running.items()})
-                self.progress(f"KARMA: {where}, step {self.place} of {len(parts)}, {means}")
+                self.progress(f"{self.name}: {where}, step {self.place} of {len(parts)}, {means}")
             if now - saved > SAVE_EVERY:
                 self.read()
                 self.seconds, began, saved = self.seconds + now - began, now, now
@@ -783,10 +849,10 @@ class Trainer:
         self.curve.append({name: value / len(parts) for name, value in self.running.items()})
         self.epoch, self.place, self.running = self.epoch + 1, 0, {}
         means = told(self.curve[-1])
-        self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
+        self.progress(f"{self.name}: epoch {self.epoch} of {self.config.epochs}, {means}")
         if self.alone:
             self.progress(
-                f"KARMA: {self.alone:,} of {self.pairs:,} pairs had no negative left after "
+                f"{self.name}: {self.alone:,} of {self.pairs:,} pairs had no negative left after "
                 "masking: their action loss is 0 and teaches nothing"
             )
         if (file := self.epoch_file(self.epoch)) is not None:
@@ -822,7 +888,7 @@ class Trainer:
                 {"step": self.step} | {name: float(f"{x:.6g}") for name, x in figures.items()}
             )
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.rate * min(1.0, self.step / 50)
+            group["lr"] = group["rate"] * min(1.0, self.step / 50)
         self.optimiser.step()
         keep = min(self.config.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -856,7 +922,44 @@ class Trainer:
         return values
 
 
-def train_along(job: tuple[Trainee, int, Snapshot], device: torch.device) -> None:
+def checkpoint_folder(
+    cache: Path | None,
+    value: Embedder,
+    how: str,
+    log: Log,
+    seed: int,
+    base: TextModel,
+    digest: str,
+    module: str,
+) -> Path | None:
+    """Where the checkpoints of a fit lie, made and described; None without a cache.
+
+    Args:
+        how: the settings that make another fit, as text.
+        base: the model that is fine-tuned, and digest: of what it says of the items before.
+        module: that of the value's fit, whose code counts.
+    """
+    if cache is None:
+        return None
+    code, device = code_of(value, by=(module,)), str(base.device)
+    key = content_key(code, how, base.describe(), digest, log.checksum, seed, device)
+    folder = cache / f"{type(value).__name__.lower()}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "embedder": repr(value),
+        "log": log.name,
+        "log checksum": log.checksum,
+        "seed": seed,
+        "device": device,
+        "features": digest,
+        "code": code,
+        "base": base.facts,
+    }
+    write_json(folder / "config.json", about)
+    return folder
+
+
+def train_along(job: tuple[Learner, int, Snapshot], device: torch.device) -> None:
     """Train what the first process trains, and leave the rest to it."""
     trainee, seed, state = job
     trainer = Trainer(trainee, seed, None, silent)
