@@ -1,5 +1,6 @@
 """The atlas of losses and objectives: its rows, and what its pictures show."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 from karmafunnel.benchmarks.studies import karma_atlas as atlas
 from karmafunnel.benchmarks.studies import karma_atlas_trials as trials
+from karmafunnel.benchmarks.studies import karma_pictures as pictures
+from karmafunnel.benchmarks.studies import karma_pictures_trials as pictures_trials
 from karmafunnel.benchmarks.studies import karma_smollm as smollm
 from karmafunnel.benchmarks.studies import karma_smollm_trials as smollm_trials
 from karmafunnel.files import write_json
@@ -67,6 +70,19 @@ def test_rows_of_smollm_are_tried_as_often_and_tell_their_hours(
         assert isinstance(right, KARMA) and other == replace(right, shuffled=True)
         alone = found[f"{loss}, action-only"]
         assert isinstance(alone, KARMA) and not alone.gen and not alone.rec and alone.watch
+
+
+def test_pictures_have_as_many_trials_as_their_controls_and_a_shuffled_row(shop: Log) -> None:
+    tried = {name: row["interest"] for name, row in pictures_trials.rows(shop).items()}
+    kinds = [re.split(", (?:weight|rate) ", name)[0] for name in tried]
+    assert {kinds.count(kind) for kind in kinds} == {4} and pictures_trials.against in tried
+    assert len(set(map(repr, tried.values()))) == len(tried)
+    found = {name: row["interest"] for name, row in pictures.rows(shop).items()}
+    assert set(kinds) <= set(found) and pictures.against in kinds
+    for how, loss in pictures.SEE.items():
+        value = found[f"see by {how}"]
+        assert isinstance(value, KARMA) and value.see_by == loss and value.see == 0.3
+        assert found[f"see by {how}, shuffled pictures"] == replace(value, shuffled=True)
 
 
 def test_gains_are_taken_at_the_same_rate() -> None:
