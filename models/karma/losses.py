@@ -149,19 +149,20 @@ class Autoregressive(nn.Module):
         self.register_buffer("size", word_size(lm))
 
     def prompt(self, lm: LM, z: Tensor) -> Tensor:
-        """(B, d_z) -> (B, soft + 1, d): soft tokens the size of words, then BOS."""
-        soft = F.rms_norm(self.map(z).view(len(z), self.soft, lm.dim), (lm.dim,)) * self.size
-        bos = lm.embed_tokens(torch.full((len(z), 1), lm.bos, device=z.device)).float()
-        return torch.cat([soft, bos], dim=1)
+        """(B, d_z) -> (B, soft, d): soft tokens the size of words."""
+        return F.rms_norm(self.map(z).view(len(z), self.soft, lm.dim), (lm.dim,)) * self.size
 
     def logits(
         self, lm: LM, z: Tensor, ids: Tensor, there: Tensor
     ) -> Tensor:  # (B, T) -> (B, T, V): of each token, from those before
         prompt = self.prompt(lm, z)
-        cells = torch.cat([prompt, lm.embed_tokens(ids[:, :-1]).float()], dim=1)
-        seen = torch.cat(
-            [torch.ones(prompt.shape[:2], dtype=torch.bool, device=z.device), there[:, :-1]], dim=1
+        # one look-up: each makes a gradient as large as the vocabulary's table
+        words = lm.embed_tokens(
+            torch.cat([torch.full_like(ids[:, :1], lm.bos), ids[:, :-1]], dim=1)
         )
+        cells = torch.cat([prompt, words.float()], dim=1)
+        first = torch.ones(len(z), self.soft + 1, dtype=torch.bool, device=z.device)
+        seen = torch.cat([first, there[:, :-1]], dim=1)
         return lm.head(lm.hidden(cells, *causal(seen))[:, self.soft :]).float()
 
     def forward(
