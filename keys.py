@@ -45,24 +45,49 @@ def content_key(code: str, *parts: Any) -> str:
 
 
 def code_of(*values: Any, by: tuple[str, ...] = ()) -> str:
-    """Digest of the code that dataclass values reach, and of the modules `by` that process them.
+    """Digest of the code that dataclass values reach, of the modules `by` that process them, and of
+    the logs that values read from folders of their own.
 
     Classes from outside the package are not covered: a recipe's own code is keyed by its text.
     """
-    return code_digest(*sorted({*modules_of(values), *by}))
+    code = code_digest(*sorted({*modules_of(values), *by}))
+    logs = [digest_of_log(folder) for folder in logs_of(values)]
+    return content_key(code, logs) if logs else code
 
 
-def modules_of(value: Any) -> Iterator[str]:
-    """Modules of this package that define the classes of a value and of those in its fields."""
+def values_in(value: Any) -> Iterator[Any]:
+    """The dataclass values in a value: itself, and those in its fields or parts."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
         for part in value:
-            yield from modules_of(part)
+            yield from values_in(part)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from (kind.__module__ for kind in type(value).__mro__ if ours(kind.__module__))
+        yield value
         for f in fields(value):
-            yield from modules_of(getattr(value, f.name))
+            yield from values_in(getattr(value, f.name))
+
+
+def modules_of(value: Any) -> Iterator[str]:
+    """Modules of this package that define the classes of a value and of those in its fields."""
+    for found in values_in(value):
+        yield from (kind.__module__ for kind in type(found).__mro__ if ours(kind.__module__))
+
+
+def logs_of(value: Any) -> Iterator[Path]:
+    """Folders of logs and catalogues that a value reads: those in the fields that its class names
+    in `log_fields`.
+    """
+    for found in values_in(value):
+        for name in getattr(found, "log_fields", ()):
+            folders = getattr(found, name)
+            yield from map(Path, [folders] if isinstance(folders, str) else folders)
+
+
+def digest_of_log(folder: Path) -> str:
+    """SHA-256 of a log's `log.json`, which has the checksums of its tables; "none" without one."""
+    file = folder / "log.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
 
 
 def ours(module: str) -> bool:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+import polars as pl
 import pytest
 from karmafunnel import keys
+from karmafunnel.log import Catalogue
 from karmafunnel.models.embedders import TfidfSVD
-from karmafunnel.models.karma import KARMA
+from karmafunnel.models.karma import KARMA, FrozenLM, LanguageFirst, Qwen, Transfer
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank
@@ -131,3 +133,26 @@ def test_a_key_changes_with_what_is_reached_alone(changed):
     changed.append("karmafunnel.log")
     keys.code_digest.cache_clear()
     assert keys.code_of(TfidfSVD()) != before[1]
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda folder: Transfer(KARMA(ids=False), folder),
+        lambda folder: KARMA(backbone=LanguageFirst(Qwen(), logs=(folder,))),
+        lambda folder: FrozenLM(backbone=Qwen(catalogues=(folder,))),
+    ],
+    ids=["Transfer", "LanguageFirst", "Qwen"],
+)
+def test_a_key_changes_with_a_log_that_a_value_names(reads, tmp_path):
+    titles = ["a lamp", "a chair", "a table"]
+    meta = {"name": "others", "label": "purchase", "catalogue": "published"}
+    codes = []
+    for title in titles:
+        items = pl.DataFrame({"item_id": ["i"], "title": [title]})
+        Catalogue.make(items, meta).write(tmp_path / "log")
+        codes.append(keys.code_of([{"row": reads(str(tmp_path / "log"))}]))
+    assert len(set(codes)) == len(titles)
+    assert codes[-1] == keys.code_of(reads(str(tmp_path / "log")))
+    (tmp_path / "log").rename(tmp_path / "moved")  # what it holds, wherever it lies
+    assert codes[-1] == keys.code_of(reads(str(tmp_path / "moved")))

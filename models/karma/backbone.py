@@ -371,6 +371,8 @@ class Qwen(Typed):
     share one base; lora: rank of low-rank updates in later training, 0 fine-tunes every weight.
     """
 
+    log_fields: ClassVar[tuple[str, ...]] = ("catalogues",)
+
     dim: int = 128
     layers: int = 4
     heads: int = 4

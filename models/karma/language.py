@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class LanguageFirst(Typed):
         context: tokens of a block; batch: blocks a step.
         seed: its own, so that all rows and seeds of a table share one language model.
     """
+
+    log_fields: ClassVar[tuple[str, ...]] = ("logs",)
 
     backbone: Qwen | Checkpoint | LanguageFirst = positional(Qwen())  # noqa: RUF009
     logs: tuple[str, ...] = ()

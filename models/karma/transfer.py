@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Transfer(Embedder):
         embedder: a KARMA without ids, which would be those of other items, and without `visual`.
         log: the folder of the log that it is trained on.
     """
+
+    log_fields: ClassVar[tuple[str, ...]] = ("log",)
 
     embedder: KARMA = positional()  # noqa: RUF009
     log: str = positional()
