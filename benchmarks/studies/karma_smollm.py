@@ -9,9 +9,10 @@ can destroy what the model knows; the softmax over the catalogue has them frozen
 which cost as much. Both see the same quarter of the users. Rate, layers that are trained and weight
 are the best of four settings on W2b, equally many for each row (karma_smollm_trials.py); texts of
 other items take those of the right ones. A step of four pieces takes 2 s of a core alone and 4 s
-with the objectives, at least; under the softmax 1.2 s and 2.4 s. With a reading of all texts and
-the replay a cell of Amazon Office takes 20 to 40 minutes on two cores with other jobs, and 6 GB:
-about 6 hours for all, which is told before they start. A call with `--minutes 1` makes one cell.
+with the objectives; under the softmax 1.2 s and 2.4 s. With a reading of all texts and the replay a
+cell of Amazon Office takes 20 to 40 minutes of a core and 5 GB, all of them about 6 hours, which is
+told before they start; beside eight other jobs on two cores the first one took 50 minutes instead
+of 22. A call with `--minutes 1` makes one cell.
 """
 
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ Setting = tuple[float, int | None, float]
 FIRST: Setting = (5e-5, None, 0.1)
 # by loss and objectives the best mean of HR@10, HR@50 and HR@200 on W2b; FIRST before its trials
 CHOSEN: dict[tuple[str, str], Setting] = {}
-# of a cell, alone and with the objectives, on two cores with other jobs
+# of one core for a cell, alone and with the objectives
 MINUTES = {"trained": (25, 37), "frozen": (22, 35)}
 
 
@@ -77,7 +78,7 @@ def tell_hours(embedders: Iterable[Embedder], seeds: int) -> None:
     """Say how long the cells of these take."""
     each = [MINUTES[x.items][x.gen > 0] for x in embedders if isinstance(x, KARMA)]
     hours = seeds * sum(each) / 60
-    say(f"SmolLM2: all cells take about {hours:.1f} hours on two cores with other jobs")
+    say(f"SmolLM2: all cells take about {hours:.1f} hours of one core")
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:

@@ -4,8 +4,8 @@
 
 All layers at two rates, then the last six at two; the same four with and without the language
 objectives. The best mean of HR@10, HR@50 and HR@200 is written into karma_smollm.py. The pairwise
-loss and all layers come first. On Amazon Office all 16 cells take about 8 hours on two cores with
-other jobs, and one call makes one of them.
+loss and all layers come first. On Amazon Office all 16 cells take about 8 hours of
+one core, and one call makes one of them.
 """
 
 from karmafunnel.benchmarks.studies import karma_smollm as smollm
