@@ -4,8 +4,8 @@
     karmafunnel table karma_encoders LOG --out out/encoders
 
 What a user would take, or train, instead of KARMA. The rows "map alone" leave the encoder as it is
-and train the map and the weights. Rates were chosen on W2b of Amazon Office
-(karma_encoders_trials.py).
+and train the map and the weights; their rate and passes were chosen on W2b of Amazon Office. The
+rates of the others are to be: karma_encoders_trials.py.
 """
 
 from dataclasses import replace
