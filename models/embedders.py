@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -86,8 +86,8 @@ class Embedding(ABC):
     """
 
     fitted_on: tuple[str, ...] = ("W1",)
-    asks: ClassVar[tuple[str, ...]] = ()
-    online: ClassVar[bool] = False
+    asks: tuple[str, ...] = ()
+    online: bool = False
 
     def __init__(self, value: Embedder, log: Log, facts: dict[str, Any] | None = None):
         self.value, self.log, self.facts = value, log, dict(facts or {})
