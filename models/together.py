@@ -11,7 +11,7 @@ from ..bounds import Bound, check_bound, several
 from ..errors import KarmafunnelError
 from ..log import Log
 from ..typed import positional
-from .embedders import Embedder, Embedding, Progress, TfidfSVD, read_saved, silent, unit_rows
+from .embedders import Embedder, Embedding, Progress, read_saved, silent, unit_rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +23,7 @@ class Together(Embedder):
         weights: of each one's score, above 0; empty for 1 each.
     """
 
-    parts: tuple[Embedder, ...] = positional((TfidfSVD(), TfidfSVD(chars=3)))
+    parts: tuple[Embedder, ...] = positional()
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,9 +74,7 @@ class TogetherEmbedding(Embedding):
         self.parts = parts
         self.weights = value.weights or (1.0,) * len(parts)
         self.fitted_on = tuple(sorted({window for part in parts for window in part.fitted_on}))
-        # every part must read a query for their sum to be a query's
-        both = set.intersection(*(set(part.asks) for part in parts))
-        self.asks = tuple(x for x in parts[0].asks if x in both)
+        self.asks = tuple(sorted({what for part in parts for what in part.asks}))
         self.online = any(part.online for part in parts)
         self._items = np.concatenate([part.items() for part in parts], axis=1)
 
@@ -87,9 +85,14 @@ class TogetherEmbedding(Embedding):
         return self.weighted([part.interests(requests) for part in self.parts])
 
     def queries(self, requests: np.ndarray) -> np.ndarray | None:
-        found = [part.queries(requests) for part in self.parts]
-        told = [x for x in found if x is not None]
-        return self.weighted(told) if len(told) == len(found) else None
+        """A part that reads no query leaves zeros."""
+        if not self.asks:
+            return None
+        found = []
+        for part in self.parts:
+            told, width = part.queries(requests), part.items().shape[1]
+            found.append(np.zeros((len(requests), width), np.float32) if told is None else told)
+        return self.weighted(found)
 
     def weighted(self, vectors: list[np.ndarray]) -> np.ndarray:
         """Vectors of each part, (n, d), times its weight, side by side at length 1."""

@@ -25,8 +25,9 @@ from karmafunnel.models.embedders import (
     TfidfSVD,
     known_in_w1,
 )
-from karmafunnel.models.karma import KARMA, Qwen, SentenceEncoder
+from karmafunnel.models.karma import KARMA, FrozenLM, Qwen, SentenceEncoder
 from karmafunnel.models.sasrec import SASRec
+from karmafunnel.models.together import Together
 from shop import make_shop, other_shop, scramble
 from tiny_models import sentence_encoder
 
@@ -38,6 +39,7 @@ TINY = Qwen(
 QUICK: dict[str, dict[str, Any]] = {
     "SASRec": {"dim": 16, "length": 8, "epochs": 2},
     "TfidfSVD": {"dim": 12},
+    "Together": {"parts": [TfidfSVD(dim=12), FrozenLM(TINY)], "weights": [2, 1]},
     "Cooccurrence": {"dim": 12},
     "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1},
     "FrozenLM": {"backbone": TINY},
@@ -288,6 +290,42 @@ class TestContract:
         said: list[str] = []
         value.fit(shop, seed=3, progress=said.append)
         assert all(isinstance(line, str) and line for line in said)
+
+
+# -- several as one --------------------------------------------------------------------------------
+
+
+def test_together_sums_the_scores(shop: Log) -> None:
+    parts = [TfidfSVD(dim=12), Cooccurrence(dim=6)]
+    together = Together(parts, weights=[2, 1]).fit(shop)
+    requests = shop.requests_in("W3")
+    scores = [x.interests(requests) @ x.items().T for x in (value.fit(shop) for value in parts)]
+    wanted = 2 * scores[0] + scores[1]
+    found = together.interests(requests) @ together.items().T
+    known = np.any(wanted != 0, axis=1)
+    assert known.sum() > 20
+    # scaled for each request, in the same order
+    scale = (found[known] * wanted[known]).sum(axis=1) / (wanted[known] ** 2).sum(axis=1)
+    assert (scale > 0).all()
+    np.testing.assert_allclose(found[known], scale[:, None] * wanted[known], atol=1e-5)
+    # one that reads no query says nothing of it
+    asked = together.queries(requests)
+    assert asked[:, :12].any() and not asked[:, 12:].any()
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"parts": [TfidfSVD()]}, "parts needs two embedders or more"),
+        ({"parts": TfidfSVD()}, "parts needs embedders"),
+        ({"parts": [TfidfSVD(), "SASRec"]}, "parts needs two embedders or more"),
+        ({"parts": [TfidfSVD(), RandomVectors()], "weights": [1.0]}, "weights needs one for each"),
+        ({"parts": [TfidfSVD(), RandomVectors()], "weights": [1, 0]}, "weight needs"),
+    ],
+)
+def test_together_refuses(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(KarmafunnelError, match=f"Together.*{said}"):
+        Together(**given)
 
 
 # -- text ------------------------------------------------------------------------------------------
