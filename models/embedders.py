@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,16 @@ from sklearn.utils.extmath import randomized_svd
 from ..bigrams import spaced
 from ..bounds import needs
 from ..errors import KarmafunnelError
-from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
+from ..files import (
+    EMBEDDING,
+    atomic_folder,
+    check,
+    claim,
+    read_json,
+    settle,
+    write_json,
+    write_text,
+)
 from ..log import Log
 from ..shapes import ANY, TEXT, by_name, check_keys, each
 from ..typed import Typed
@@ -138,7 +147,8 @@ class Embedding(ABC):
         return isotropy(self.items(), self.interests(requests))
 
     def save(self, folder: Path | str, force: bool = False) -> None:
-        """Write `tensors.safetensors` and `embedding.json` with digests, atomically.
+        """Write `tensors.safetensors` and `embedding.json` with digests, atomically; of a watched
+        fit also `watched.csv`.
 
         Raises:
             KarmafunnelError: the folder holds something other than an embedding or (without
@@ -167,10 +177,17 @@ class Embedding(ABC):
             "extras": self.extras(),
         }
         write_json(folder / "embedding.json", description)
+        if watched := self.facts.get("watched"):
+            write_text(folder / "watched.csv", watched_csv(watched))
         self.save_more(folder)
 
     def save_more(self, folder: Path) -> None:  # noqa: B027  (nothing is the right default)
         """Write files that serving does not need beside the rest."""
+
+
+def watched_csv(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Diagnostics of steps as CSV: a line a step, a column a figure, empty where it has none."""
+    return pl.DataFrame(steps, infer_schema_length=None).write_csv()
 
 
 OF_ITEMS = {"vectors", "items", "target", "source"}  # tensors that have a row an item
@@ -199,6 +216,29 @@ def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> li
     return list(found)
 
 
+def differences(value: Any, kept: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """The options of a value that differ from those it was saved with: each as it is, and as it was
+    saved.
+
+    An option that did not exist then is at its default: code without it did the same. Not so one of
+    a value among the options, which may have been of another class.
+    """
+    out = []
+    for f in fields(value):
+        own, name = getattr(value, f.name), f"{before}{f.name}"
+        plain = json.loads(json.dumps(asdict(own) if is_dataclass(own) else own, default=asdict))  # type: ignore[arg-type]
+        found = kept.get(f.name)
+        if f.name not in kept:
+            if before or own != f.default:
+                out.append((f"{name}={own!r}", f"no {name}"))
+        elif is_dataclass(own) and isinstance(found, dict):
+            out += differences(own, found, f"{name}.")
+        elif plain != found:
+            out.append((f"{name}={own!r}", f"{name}={found!r}"))
+    gone = sorted(set(kept).difference(f.name for f in fields(value)))
+    return out + [(f"no {before}{name}", f"{before}{name}={kept[name]!r}") for name in gone]
+
+
 def read_saved(
     value: Embedder, folder: Path | str, log: Log, *wanted: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -215,9 +255,11 @@ def read_saved(
     except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{who}: {error}") from error
     check_keys(f"{folder}/embedding.json", description, DESCRIPTION)
-    own = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
-    if (description["class"], description["fields"]) != (type(value).__name__, own):
+    if description["class"] != type(value).__name__:
         raise KarmafunnelError(folder, needs=repr(value), found=f"{description['embedder']}")
+    if differ := differences(value, description["fields"]):
+        own, saved = (", ".join(texts) for texts in zip(*differ, strict=True))
+        raise KarmafunnelError(folder, needs=f"{value!r}, with {own}", found=saved)
     if description["items"] != items_checksum(log):
         raise KarmafunnelError(
             folder, needs=f"the items of log {log.name}", found=f"those of log {description['log']}"

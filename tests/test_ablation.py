@@ -9,6 +9,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from karmafunnel.simulator.ablation import ablate as ablation
 from karmafunnel.simulator.ablation import examine
 from karmafunnel.simulator.ablation import lines as lines_module
 from karmafunnel.simulator.ablation.cells import Cell, cells
-from karmafunnel.simulator.ablation.formats import print_tables
+from karmafunnel.simulator.ablation.formats import _write_watched, print_tables
 from karmafunnel.simulator.ablation.lines import JS, cost, figures_of, parts_of
 from karmafunnel.simulator.measure.compare import Run, compare
 from karmafunnel.simulator.replay import replay as replaying
@@ -1177,3 +1178,17 @@ def test_cost_is_not_that_of_a_stall() -> None:
         Timed(recall=[3.0, 4.0, 5.0], rank=[2.0, 2.0, 2.0]),
     ]
     assert cost(runs) == pytest.approx({"recall": 3.0, "rank": 1.5, "total": 4.5})  # type: ignore[arg-type]
+
+
+def test_the_steps_of_watched_fits_are_told_in_one_table(tmp_path: Path) -> None:
+    steps = {("a", 0): [{"step": 2, "act": 0.5}, {"step": 4, "act": 0.25, "gen": 3.0}], ("b", 1): []}
+    cells = []
+    for (row, seed), rows in steps.items():
+        facts = {"fit": {"watched": rows}} if rows else {}
+        read = {"facts.json": facts}.__getitem__
+        cells.append(SimpleNamespace(row=row, seed=seed, done=True, read=read))
+    _write_watched(tmp_path, cells)
+    told = (tmp_path / "watched.csv").read_text().splitlines()
+    assert told == ["row,seed,step,act,gen", "a,0,2,0.5,", "a,0,4,0.25,3.0"]
+    _write_watched(tmp_path, cells[1:])
+    assert not (tmp_path / "watched.csv").exists()

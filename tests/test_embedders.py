@@ -4,8 +4,9 @@ them is for.
 
 import importlib
 import inspect
+import json
 import pkgutil
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
+from karmafunnel.files import seal
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import (
     Cooccurrence,
@@ -28,6 +30,7 @@ from karmafunnel.models.embedders import (
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen, SentenceEncoder
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.models.together import Together
+from karmafunnel.typed import Typed
 from shop import make_shop, other_shop, scramble
 from tiny_models import sentence_encoder
 
@@ -337,6 +340,47 @@ TITLES = {
     "d": "steel kettle filter",
     "e": "paper lamp",
 }
+
+
+@dataclass(frozen=True, repr=False)
+class Inner(Typed):
+    size: int = 3
+
+
+@dataclass(frozen=True, repr=False)
+class Outer(TfidfSVD):
+    inner: Inner = Inner()
+    added: int = 5
+
+
+def test_an_embedding_of_other_options_is_refused_by_their_names(shop: Log, tmp_path: Path) -> None:
+    Outer(dim=8).fit(shop).save(tmp_path / "kept")
+    Outer(dim=8).load(tmp_path / "kept", shop)
+    with pytest.raises(KarmafunnelError) as caught:
+        Outer(dim=8, decay=0.5, inner=Inner(size=4)).load(tmp_path / "kept", shop)
+    said = " ".join(str(caught.value).split())
+    assert "with decay=0.5, inner.size=4, found decay=0.8, inner.size=3" in said
+    # saved before `added` was an option, with another class in `inner`, with one that is gone
+    file = tmp_path / "kept" / "embedding.json"
+    told = json.loads(file.read_text())
+    del told["fields"]["added"]
+    file.write_text(json.dumps(told))
+    seal(tmp_path / "kept", "embedding.json", "tensors.safetensors")
+    loaded = Outer(dim=8).load(tmp_path / "kept", shop)
+    assert loaded.items().tobytes() == Outer(dim=8).fit(shop).items().tobytes()
+    with pytest.raises(KarmafunnelError, match=r"with added=6, found no added"):
+        Outer(dim=8, added=6).load(tmp_path / "kept", shop)
+    del told["fields"]["inner"]["size"]
+    file.write_text(json.dumps(told))
+    seal(tmp_path / "kept", "embedding.json", "tensors.safetensors")
+    with pytest.raises(KarmafunnelError, match=r"with inner\.size=3, found no inner\.size"):
+        Outer(dim=8).load(tmp_path / "kept", shop)
+    told["fields"]["inner"]["size"] = 3
+    told["fields"]["gone"] = 1
+    file.write_text(json.dumps(told))
+    seal(tmp_path / "kept", "embedding.json", "tensors.safetensors")
+    with pytest.raises(KarmafunnelError, match=r"with no gone, found gone=1"):
+        Outer(dim=8).load(tmp_path / "kept", shop)
 
 
 def test_tfidf_answers_a_query() -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from ...files import read_json, remove, write_text
 from ...log import Log
+from ...models.embedders import watched_csv
 from ...terminal import Console
 from ..measure.measures.measure import Measure
 from ..replay.options import RunOptions
@@ -272,7 +273,8 @@ def write_table(
     diagnose: bool = False,
 ) -> None:
     """Write `table.json`, `.md`, `.csv`, `.tex` and `.html`, each atomically; also the attribution
-    of a grid and, to `diagnose`, the attention maps, where there are any.
+    of a grid, the steps of watched fits and, to `diagnose`, the attention maps, where there are
+    any.
     """
     lines = lines_of(recipe, todo, diagnose)
     parts = parts_of(recipe, todo)
@@ -302,9 +304,24 @@ def write_table(
     }
     for name, text in texts.items():
         write_text(out / name, text)
+    _write_watched(out, todo)
     if diagnose:
         _write_attention(recipe, out, todo, title)
     _write_attribution(out, parts, title)
+
+
+def _write_watched(out: Path, todo: Sequence[Cell]) -> None:
+    """Write the diagnostics of watched fits, step by step; without any, remove those of an earlier
+    table.
+    """
+    steps = []
+    for cell in todo:
+        for step in cell.read("facts.json").get("fit", {}).get("watched", []) if cell.done else []:
+            steps.append({"row": cell.row, "seed": cell.seed, **step})
+    if steps:
+        write_text(out / "watched.csv", watched_csv(steps))
+    else:
+        remove(out / "watched.csv")
 
 
 def _write_attention(recipe: Recipe, out: Path, todo: Sequence[Cell], title: str) -> None:
