@@ -697,6 +697,39 @@ def test_pairs_that_masks_leave_without_negatives_are_told(shop: Log, cache: Pat
     assert "pairs without negatives" not in some.facts and "no negative" not in said[-1]
 
 
+def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
+    """At a rate that is far too high, a pairwise loss draws all interests together."""
+    value = replace(SMALL, loss=Pairwise(), ids=False, residual=False, epochs=10, rate=1.0)
+    said: list[str] = []
+    fitted = value.fit(shop, progress=said.append)
+    found = fitted.facts["collapse"]
+    assert 50 < found["step"] <= fitted.facts["steps"]
+    assert found["effective rank, interests"] < 5
+    told = [line for line in said if "warning" in line]
+    assert len(told) == 1 and "of 32 in step" in told[0] and "lower rate than 1," in told[0]
+    assert f"rank {found['effective rank, interests']:.1f}" in told[0]
+    # a watched fit sees it sooner, and knows the perplexity
+    said.clear()
+    watched = replace(value, watch=4).fit(shop, progress=said.append)
+    assert watched.items().tobytes() == fitted.items().tobytes()
+    sooner = watched.facts["collapse"]
+    assert 50 < sooner["step"] <= found["step"] and sooner["step"] % 4 == 0
+    row = next(row for row in watched.facts["watched"] if row["step"] == sooner["step"])
+    assert sooner["perplexity given history"] == row["perplexity given history"]
+    assert "perplexity given history" in next(line for line in said if "warning" in line)
+    # step by step, beside the embedding
+    watched.save(tmp_path / "kept")
+    steps = pl.read_csv(tmp_path / "kept" / "watched.csv").to_dicts()
+    rows = watched.facts["watched"]
+    assert [{k: x for k, x in step.items() if x is not None} for step in steps] == rows
+    fitted.save(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "watched.csv").exists()
+    # and none at a rate that suits
+    said.clear()
+    healthy = replace(value, rate=1e-3).fit(shop, progress=said.append)
+    assert "collapse" not in healthy.facts and not [x for x in said if "warning" in x]
+
+
 def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -> None:
     value = replace(SMALL, loss=MaskedNCE(mask=0.3), epochs=1)
     plain = value.fit(shop, seed=0)
