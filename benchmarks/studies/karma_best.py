@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from karmafunnel.benchmarks.studies.karma_controls import WORDS, base, sentence_encoder, settings
+from karmafunnel.benchmarks.studies.karma_controls import WORDS, base, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA, SentenceEncoder
@@ -27,7 +27,7 @@ measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 
 TEXTS = (WORDS, SentenceEncoder())
 # without training, the history's words count as much as the query's, as the encoder's do
-UNTRAINED = Together([replace(WORDS, history_weight=1.0), SentenceEncoder()])
+UNTRAINED = Together((replace(WORDS, history_weight=1.0), SentenceEncoder()))
 CHOSEN: dict[str, Any] = {"dim": 384}
 
 
@@ -36,13 +36,13 @@ def with_texts(log: Log, objectives: str, **others: Any) -> KARMA:
     it has less to learn.
     """
     plain = replace(base(log), **settings(log)[objectives])
-    half = math.ceil(plain.epochs / 2)
-    return replace(plain, **{"beside": TEXTS, "epochs": half} | CHOSEN | others)
+    found: dict[str, Any] = {"beside": TEXTS, "epochs": math.ceil(plain.epochs / 2)}
+    return replace(plain, **found | CHOSEN | others)
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     found: dict[str, Embedder] = {
-        **sentence_encoder(log),
+        "frozen sentence encoder": SentenceEncoder(),
         "TF-IDF": WORDS,
         "both, side by side": UNTRAINED,
         "SASRec": SASRec(**settings(log).get("sasrec", {})),
