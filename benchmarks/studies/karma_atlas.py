@@ -104,6 +104,12 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
             "+rec": (3e-4, 0.1),
             "+gen+rec": (3e-4, 0.1),
         },
+        "in-batch softmax": {
+            "action-only": (3e-4, 0.0),
+            "+gen": (1e-3, 0.1),
+            "+rec": (3e-4, 0.1),
+            "+gen+rec": (1e-3, 0.1),
+        },
     },
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
