@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
+from karmafunnel.benchmarks.studies.karma_best import with_texts
 from karmafunnel.benchmarks.studies.karma_controls import (
     WORDS,
     base,
@@ -98,7 +99,9 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
             if isinstance(value, KARMA):
                 found[f"{name}, words"] = replace(value, beside=(WORDS,))
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
-        found |= sentence_encoder(log)
+        if encoder := sentence_encoder(log):
+            found["action-only, words and sentences"] = with_texts(log, "action")
+            found |= encoder
     else:
         found["co-occurrence"] = Cooccurrence()
     return found | {"SASRec": SASRec(), "random": RandomVectors()}

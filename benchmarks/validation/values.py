@@ -140,9 +140,10 @@ def result_of(name: str, argv: Sequence[str], at: int) -> str:
     """Where a command that ends well has put its result."""
     places = {"convert": 3, "world": 1}
     places |= dict.fromkeys(("download", "sample", "import", "import-run", "export"), 2)
-    if name in places:
-        return argv[places[name]]
-    return argv[argv.index("--out") + 1] if "--out" in argv else ""
+    for option in ("--out", "--guess"):  # a guess is written in place of the log
+        if option in argv:
+            return argv[argv.index(option) + 1]
+    return argv[places[name]] if name in places else ""
 
 
 def judged(
