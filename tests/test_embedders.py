@@ -284,7 +284,7 @@ class TestContract:
 
     def test_prints_as_typed(self, value: Embedder) -> None:
         names = {type(value).__name__: type(value), "Qwen": Qwen, "KARMA": KARMA}
-        names["SentenceEncoder"] = SentenceEncoder
+        names |= {kind.__name__: kind for kind in (SentenceEncoder, TfidfSVD, FrozenLM)}
         assert eval(repr(value), names) == value
         if all(f.default is not MISSING for f in fields(value)):  # type: ignore[arg-type]
             assert repr(type(value)()) == f"{type(value).__name__}()"
