@@ -906,7 +906,8 @@ class Trainer:
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         self.recent.append(step.z)
-        while sum(map(len, self.recent)) - len(self.recent[0]) >= RECENT * step.z.shape[1]:
+        enough = max(RECENT * step.z.shape[1], 1)  # vectors of no width are none
+        while sum(map(len, self.recent)) - len(self.recent[0]) >= enough:
             self.recent.popleft()
         left = step.action.left
         self.pairs += len(left)
