@@ -59,6 +59,7 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.request_page import look_up
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from power_cut import power_cut
 from shop import make_shop
 from torch.nn import functional as F
 
@@ -724,6 +725,10 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
     assert [{k: x for k, x in step.items() if x is not None} for step in steps] == rows
     fitted.save(tmp_path / "plain")
     assert not (tmp_path / "plain" / "watched.csv").exists()
+    # a fit that was killed just before finds the same
+    with power_cut(found["step"]):
+        value.fit(shop, cache=tmp_path / "cut")
+    assert value.fit(shop, cache=tmp_path / "cut").facts["collapse"] == found
     # and none at a rate that suits
     said.clear()
     healthy = replace(value, rate=1e-3).fit(shop, progress=said.append)
@@ -868,24 +873,11 @@ def test_ids_start_where_items_met_among_the_users_trained_on(
     ],
     ids=repr,
 )
-def test_a_killed_fit_goes_on_bit_for_bit(
-    how: dict, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_fit_goes_on_bit_for_bit(how: dict, shop: Log, tmp_path: Path) -> None:
     value = replace(SMALL, gen=0.1, watch=3, **how)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    real, steps = training.Trainer.one_step, []
-
-    def power_cut(self, pieces):
-        steps.append(1)
-        if len(steps) == 7:
-            raise RuntimeError("power cut")
-        return real(self, pieces)
-
-    monkeypatch.setattr(training.Trainer, "one_step", power_cut)
-    with pytest.raises(RuntimeError):
+    with power_cut(7):
         value.fit(shop, seed=2, cache=tmp_path / "cut")
-    monkeypatch.setattr(training.Trainer, "one_step", real)
     said: list[str] = []
     again = value.fit(shop, seed=2, progress=said.append, cache=tmp_path / "cut")
     assert any("goes on after epoch 0, step 6" in message for message in said)

@@ -24,6 +24,7 @@ from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.action import ActionLoss
 from karmafunnel.models.karma.tuned import Tuning
 from karmafunnel.simulator.replay.recipe import load_recipe
+from power_cut import power_cut
 from shop import make_shop
 from test_karma import save_checkpoint
 from tiny_models import sentence_encoder
@@ -114,24 +115,11 @@ def test_what_is_bought_together_draws_near(loss: ActionLoss) -> None:
     assert tuned < frozen - 0.1
 
 
-def test_a_killed_fit_goes_on_bit_for_bit(
-    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_fit_goes_on_bit_for_bit(shop: Log, tmp_path: Path) -> None:
     value = replace(SMALL, watch=3)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    real, steps = training.Trainer.one_step, []
-
-    def power_cut(self, pieces):
-        steps.append(1)
-        if len(steps) == 7:
-            raise RuntimeError("power cut")
-        return real(self, pieces)
-
-    monkeypatch.setattr(training.Trainer, "one_step", power_cut)
-    with pytest.raises(RuntimeError):
+    with power_cut(7):
         value.fit(shop, seed=2, cache=tmp_path / "cut")
-    monkeypatch.setattr(training.Trainer, "one_step", real)
     said: list[str] = []
     again = value.fit(shop, seed=2, progress=said.append, cache=tmp_path / "cut")
     assert any("TunedEncoder: goes on after epoch 0, step 6" in line for line in said)

@@ -11,7 +11,6 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -734,7 +733,7 @@ class Trainer:
         self.pairs = self.alone = 0
         self.watched: list[dict[str, float]] = []  # diagnostics of every `watch`-th step
         self.collapse: dict[str, float] = {}  # where it was first found
-        self.recent: deque[Tensor] = deque()  # interests of the last steps
+        self.recent = torch.zeros(0)  # interests of the last steps: (n, d)
         self.model: nn.Module = trainee  # what a step calls
         # losses, gradients and counts of the steps that are not in the counters yet
         self.unread: list[dict[str, Tensor]] = []
@@ -757,12 +756,13 @@ class Trainer:
         facts = {name: getattr(self, name) for name in COUNTERS}
         state = Snapshot.of(self.named, self.optimiser, facts)
         average = {f"average.{name}": x for name, x in self.average.items()}
-        return replace(state, tensors={**state.tensors, **average})
+        return replace(state, tensors={**state.tensors, **average, "last.interests": self.recent})
 
     def restore(self, state: Snapshot) -> None:
         """Go on from there."""
         state.restore(self.named, self.optimiser)
         copy_weights(self.average, state.part("average"), str(state.file))
+        self.recent = state.part("last")["interests"].to(self.trainee.device)
         for name in COUNTERS:
             setattr(self, name, state.facts[name])
 
@@ -874,12 +874,10 @@ class Trainer:
 
     def tell_collapse(self) -> None:
         """Warn, once a fit, where the user embeddings of the last steps have drawn together."""
-        dim = self.recent[-1].shape[1] if self.recent else 0
-        wanted = RECENT * dim
-        if self.collapse or self.step <= WARM_UP or not 0 < wanted <= sum(map(len, self.recent)):
+        dim = self.recent.shape[-1]
+        if self.collapse or self.step <= WARM_UP or not 0 < RECENT * dim <= len(self.recent):
             return
-        z = torch.cat(list(self.recent))[-wanted:].float().cpu().numpy()
-        rank = effective_rank(unit(z))
+        rank = effective_rank(unit(self.recent.cpu().numpy()))
         if rank >= min(COLLAPSED, dim / 4):
             return
         self.collapse = {"step": self.step, "effective rank, interests": float(f"{rank:.6g}")}
@@ -905,10 +903,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
-        self.recent.append(step.z)
-        enough = max(RECENT * step.z.shape[1], 1)  # vectors of no width are none
-        while sum(map(len, self.recent)) - len(self.recent[0]) >= enough:
-            self.recent.popleft()
+        recent = torch.cat([self.recent.to(step.z.device), step.z.float()])
+        self.recent = recent[max(len(recent) - RECENT * step.z.shape[1], 0) :]
         left = step.action.left
         self.pairs += len(left)
         self.step += 1
