@@ -58,8 +58,8 @@ from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.request_page import look_up
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from power_cut import power_cut
+from safetensors.torch import load_file, save_file
 from shop import make_shop
 from torch.nn import functional as F
 

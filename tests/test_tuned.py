@@ -20,7 +20,6 @@ from karmafunnel.models.karma import (
     Softmax,
     TunedEncoder,
 )
-from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.action import ActionLoss
 from karmafunnel.models.karma.tuned import Tuning
 from karmafunnel.simulator.replay.recipe import load_recipe

@@ -32,9 +32,7 @@ CHOSEN: dict[str, Any] = {"dim": 384}
 
 
 def with_texts(log: Log, objectives: str, **others: Any) -> KARMA:
-    """KARMA with `TEXTS` beside it, for half as many passes as without, which is the best on W2b:
-    it has less to learn.
-    """
+    """KARMA with `TEXTS` beside it and half as many passes as without them, the best on W2b."""
     plain = replace(base(log), **settings(log)[objectives])
     found: dict[str, Any] = {"beside": TEXTS, "epochs": math.ceil(plain.epochs / 2)}
     return replace(plain, **found | CHOSEN | others)

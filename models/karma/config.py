@@ -221,7 +221,9 @@ class KarmaConfig:
                 found=repr(found),
             )
         if found and self.items != "frozen":
-            raise KarmafunnelError("KARMA: beside needs items='frozen': it is not trained")
+            raise KarmafunnelError(
+                "KARMA: beside needs items='frozen': its vectors are not trained"
+            )
 
     def check_generator(self) -> None:
         """Raise KarmafunnelError for a generator that does not go with the other settings."""

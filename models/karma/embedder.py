@@ -44,6 +44,7 @@ from .train import (
     Trainer,
     asked_words,
     checkpoint_folder,
+    places_of,
     whitening,
     word_ids,
 )
@@ -113,7 +114,8 @@ class KARMA(KarmaConfig, Embedder):
         }
         progress("KARMA: embedding the items")
         network = trainee.network
-        vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
+        number = places_of(trainee.examples.candidates, log.n_items)
+        vectors = item_vectors(self, trainee, features, number)
         network.use(network.lm.merged())
         embedding = KarmaEmbedding(
             self, self, log, network.eval(), vectors, facts, trainee.decoders(), features.beside
@@ -268,13 +270,6 @@ def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.nda
     counts = Cooccurrence(dim=dim, weighting="ppmi")
     vectors = counts.vectors(counts.affinity(events, log.n_items), seed)[0]
     return unit_rows(vectors)[examples.candidates]
-
-
-def known_ids(log: Log, examples: Examples) -> np.ndarray:
-    """Number of each item among the candidates, -1 for the others: (n_items,)."""
-    number = np.full(log.n_items, -1, dtype=np.int64)
-    number[examples.candidates] = np.arange(len(examples.candidates))
-    return number
 
 
 @torch.inference_mode()

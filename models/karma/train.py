@@ -189,15 +189,13 @@ class Examples:
             )
         if config.share < 1:
             trees = some_users(trees, log, config.share, seed)
-        number = np.full(log.requests.height, -1, dtype=np.int64)
-        number[trees.request] = np.arange(len(trees.request))
+        number = places_of(trees.request, log.requests.height)
         request, item = (log.events[c].to_numpy().astype(np.int64) for c in ("request", "item"))
         of = number[request]
         keys = np.unique(of[of >= 0] * log.n_items + item[of >= 0])
         branch, item = keys // log.n_items, keys % log.n_items
         candidates, target = np.unique(item, return_inverse=True)
-        column = np.full(log.n_items, -1, dtype=np.int64)
-        column[candidates] = np.arange(len(candidates))
+        column = places_of(candidates, log.n_items)
         return cls(
             replace(trees, item=column[trees.item]),
             candidates,
@@ -208,6 +206,10 @@ class Examples:
             word_ids(model, request_texts(log, trees.request), config.query_words),
         )
 
+    def shares(self) -> np.ndarray:
+        """The share of all pairs whose target each candidate is: (m,)."""
+        return np.bincount(self.target, minlength=len(self.candidates)) / len(self.target)
+
     def pairs(self, branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of some branches, and the place of each pair's branch among them: (P,), (P,)."""
         count = self.first_pair[branches + 1] - self.first_pair[branches]
@@ -215,6 +217,13 @@ class Examples:
         before = np.cumsum(count) - count
         first = np.repeat(self.first_pair[branches] - before, count)
         return first + np.arange(count.sum()), row
+
+
+def places_of(chosen: np.ndarray, n: int) -> np.ndarray:
+    """The place of each of n numbers among the `chosen`, -1 for the others: int64 (n,)."""
+    out = np.full(n, -1, dtype=np.int64)
+    out[chosen] = np.arange(len(chosen))
+    return out
 
 
 def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
@@ -428,8 +437,7 @@ class Trainee(Learner):
         parts = [self.text] if self.visual is None else [self.text, self.visual]
         # what makes two items the same one
         self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
-        count = np.bincount(examples.target, minlength=len(items))
-        self.share = self.on(count / len(examples.target))
+        self.share = self.on(examples.shares())
 
     @property
     def device(self) -> torch.device:
@@ -456,9 +464,7 @@ class Trainee(Learner):
         used = np.arange(len(examples.candidates))
         if not config.loss.whole:
             used = np.unique(np.concatenate([item[item >= 0], target, hard[hard >= 0]]))
-        # the last entry answers -1
-        number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)
-        number[used] = np.arange(len(used))
+        number = places_of(used, len(examples.candidates) + 1)  # the last entry answers -1
         batch = replace(batch, item=torch.from_numpy(number[item])).to(network.lm.device)
         x = self.vectors(used, rng)
         asked = None if self.asked is None else self.asked[self.on(branches)]

@@ -21,7 +21,7 @@ from ..embedders import Embedder, Progress, read_saved, silent
 from .action import ActionBatch, ActionLoss, InBatch, Pairs
 from .frozen import TextEmbedding, turned
 from .sentence import SentenceEncoder, Sentences
-from .train import Examples, Learner, Step, Trainer, checkpoint_folder, freeze
+from .train import Examples, Learner, Step, Trainer, checkpoint_folder, freeze, places_of
 
 LEAST = 1e-4  # of a weight, and of a decay's distance from 0 and 1, where training starts
 
@@ -195,8 +195,7 @@ class Tuning(Learner):
         self.queries = self.told(ids, lengths)
         # what makes two items the same one
         self.known = self.on(frozen.items()[items])
-        count = np.bincount(examples.target, minlength=len(items))
-        self.share = self.on((count / len(examples.target)).astype(np.float32))
+        self.share = self.on(examples.shares().astype(np.float32))
 
     @property
     def device(self) -> torch.device:
@@ -226,8 +225,7 @@ class Tuning(Learner):
         at = (trees.start[pieces][row] + trees.seen[branches] - 1)[:, None] - back
         item = trees.item[np.where(there, at, 0)] if len(trees.item) else np.zeros_like(at)
         used = np.unique(np.concatenate([item[there], target, hard[hard >= 0]]))
-        number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)
-        number[used] = np.arange(len(used))  # the last entry answers -1
+        number = places_of(used, len(examples.candidates) + 1)  # the last entry answers -1
 
         x = self.read(self.texts, used)
         e = self.to_length(x)
