@@ -6,15 +6,16 @@ language objective keep more that is general?
 
 The other log lies beside the one that is asked: Games beside Office, Office beside any other. One
 language model has read the texts of both catalogues before any action, as a large one would have;
-the frozen rows are that model. Settings and rates are those of karma_order.py, chosen on Office's
-W2b; nothing was chosen for transfer. "trained here" is the same training on the log that is asked.
+the frozen rows are that model; a sentence encoder stands beside it, as published and with its last
+layers trained. Settings and rates are those of karma_order.py, chosen on Office's W2b; nothing was
+chosen for transfer. "trained here" is the same training on the log that is asked.
 """
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from karmafunnel.benchmarks.studies import karma_order
+from karmafunnel.benchmarks.studies import karma_encoders, karma_order
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.benchmarks.studies.karma_order import BOTH, CHOSEN, LOSSES, RATE
 from karmafunnel.log import Log
@@ -55,5 +56,10 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "TF-IDF": TfidfSVD(dim=128),
         "random": RandomVectors(),
     }
-    found |= sentence_encoder(log)
+    if encoder := sentence_encoder(log):
+        tuned = karma_encoders.tuned(log)["in-batch softmax"]
+        found |= encoder | {
+            "tuned sentence encoder": Transfer(tuned, there),
+            "tuned sentence encoder, trained here": tuned,
+        }
     return {name: {"interest": value} for name, value in found.items()}

@@ -206,6 +206,33 @@ class KARMA(KarmaConfig, Embedder):
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
         return self.opened(self, folder, log)
 
+    def moved(
+        self,
+        value: Embedder,
+        there: Log,
+        log: Log,
+        seed: int,
+        progress: Progress,
+        device: str,
+        cache: Path | None,
+    ) -> KarmaEmbedding:
+        """What is trained on the log `there`, for the items and users of `log`, as of `value`."""
+        fit = self.fitted(there, seed, progress, device, cache)
+        here = self.features(log, fit.base, cache, seed, progress, device, fit.features)
+        unknown = np.full(log.n_items, -1, dtype=np.int64)
+        vectors = item_vectors(self, fit.trainee, here, unknown)
+        trained = fit.embedding
+        return KarmaEmbedding(
+            value,
+            self,
+            log,
+            trained.network,
+            vectors,
+            trained.facts,
+            trained.decoders(),
+            here.beside,
+        )
+
     def opened(self, value: Embedder, folder: Path | str, log: Log) -> KarmaEmbedding:
         """A saved embedding of `value`, whose settings are these."""
         tensors, description = read_saved(value, folder, log, "vectors")

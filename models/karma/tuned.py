@@ -133,12 +133,31 @@ class TunedEncoder(Embedder):
         query, history, decay = weights
         return replace(self.encoder, query_weight=query, history_weight=history, decay=decay)
 
+    def moved(
+        self,
+        value: Embedder,
+        there: Log,
+        log: Log,
+        seed: int,
+        progress: Progress,
+        device: str,
+        cache: Path | None,
+    ) -> TunedEmbedding:
+        """What is trained on the log `there`, for the items and users of `log`, as of `value`."""
+        found = self.fit(there, seed, progress, device, cache).of(log)
+        found.value = value
+        return found
+
     def load(self, folder: Path | str, log: Log) -> TunedEmbedding:
-        tensors, description = read_saved(self, folder, log, "items", "shift", "turn", "weights")
+        return self.opened(self, folder, log)
+
+    def opened(self, value: Embedder, folder: Path | str, log: Log) -> TunedEmbedding:
+        """A saved embedding of `value`, whose settings are these."""
+        tensors, description = read_saved(value, folder, log, "items", "shift", "turn", "weights")
         model = self.encoder.model_of(tensors, description, folder)
         items, shift, turn = (tensors[name] for name in ("items", "shift", "turn"))
         learnt, facts = self.learnt(tensors["weights"].tolist()), description["facts"]
-        return TunedEmbedding(self, learnt, log, model, items, shift, turn, facts, self.loss.unit)
+        return TunedEmbedding(value, learnt, log, model, items, shift, turn, facts, self.loss.unit)
 
 
 NAMES = ("query_weight", "history_weight", "decay")
