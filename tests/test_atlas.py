@@ -37,9 +37,14 @@ def test_every_objective_has_as_many_trials(shop: Log) -> None:
 
 def test_rows_of_a_loss_differ_in_what_their_names_say(shop: Log) -> None:
     rows = {name: row["interest"] for name, row in atlas.rows(shop).items()}
-    for loss in atlas.chosen_for(shop):
+    for loss, chosen in atlas.chosen_for(shop).items():
         own = {name: value for name, value in rows.items() if name.startswith(f"{loss}, ")}
-        assert len(own) == 9
+        low = [name for name in ("action-only", "+gen+rec") if chosen[name][0] < atlas.HIGH]
+        high = {x.removeprefix(f"{loss}, ") for x in own if x.endswith(", high rate")}
+        assert high == {f"{name}, high rate" for name in low} | (
+            {"+gen+rec, shuffled texts, high rate"} if "+gen+rec" in low else set()
+        )
+        assert len(own) == 6 + len(high)
         for name, value in own.items():
             assert isinstance(value, KARMA) and value.loss == atlas.LOSSES[loss]
             assert value.decoder == "lm" and not value.ids and not value.residual
