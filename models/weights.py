@@ -273,8 +273,8 @@ def needs_gguf(who: str) -> None:
 def dequantise(file: Path, folder: Path, who: str) -> None:
     """Write a GGUF file as a model that `transformers` opens: float32 weights, config, tokenizer.
 
-    Raises KarmafunnelError for a file that is torn, or of an architecture or a quantisation that
-    cannot be read.
+    Raises KarmafunnelError for a file that is torn or lacks weights, or of an architecture or a
+    quantisation that cannot be read.
     """
     needs = "a GGUF file of a causal language model that transformers reads"
     needs_gguf(who)
@@ -284,7 +284,10 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
-        read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.float32, output_loading_info=True, **given
+        )
+        read, report = opened
         # its config says that it is quantised still, and such a model is not saved
         config = type(read.config)(**plain(read.config))
         model = type(read)(config).float()
@@ -293,6 +296,10 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
         raise KarmafunnelError(
             who, needs=needs, found=f"{file.name}: {line_of(error)[:300]}"
         ) from error
+    # which transformers would have drawn at random
+    if missing := sorted(report["missing_keys"]):
+        found = f"{file.name} without {', '.join(missing[:3])} ({len(missing)} missing)"
+        raise KarmafunnelError(who, needs=needs, found=found)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -211,7 +211,10 @@ def test_checkpoints_that_cannot_be_read(
     save_checkpoint(tmp_path / "bare", "qwen3", tokenizer=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    for source in ("bare", "other", "nowhere"):
+    save_checkpoint(tmp_path / "odd", "llama")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    for source in ("bare", "other", "odd", "nowhere"):
         with pytest.raises(KarmafunnelError, match="needs a causal LM with its tokenizer"):
             replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
 

@@ -71,19 +71,24 @@ def test_sources_that_are_no_sentence_encoder(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     save_checkpoint(tmp_path / "causal", "llama")
-    for name in ("whole", "torn", "cls", "bare"):
+    for name in ("whole", "torn", "cls", "list", "bare", "odd"):
         write_sentence_encoder(tmp_path / name)
     weights = (tmp_path / "torn" / "model.safetensors").read_bytes()
     (tmp_path / "torn" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (tmp_path / "cls" / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (tmp_path / "cls" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    (tmp_path / "list" / "1_Pooling").mkdir()
+    (tmp_path / "list" / "1_Pooling" / "config.json").write_text('["mean"]')
+    (tmp_path / "odd" / "config.json").write_text('["bert"]')
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bare" / name).unlink()
     for source, message in (
         ("causal", "needs a sentence encoder, found weights of LlamaForCausalLM; a causal language"),
         ("torn", "needs a sentence encoder with its tokenizer, found"),
         ("cls", "needs mean pooling, found pooling_mode_cls_token"),
+        ("list", "needs mean pooling, found none in"),
+        ("odd", "needs a sentence encoder with its tokenizer, found"),
         ("bare", "needs a sentence encoder with its tokenizer, found"),
         ("nowhere", "needs a sentence encoder with its tokenizer, found"),
     ):

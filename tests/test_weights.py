@@ -254,9 +254,16 @@ def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:
     (tmp_path / "torn.gguf").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (tmp_path / "text.gguf").write_text("no GGUF")
     write_gguf(tmp_path / "other.gguf", "mamba9")
-    for name in ("torn", "text", "other"):
+    write_gguf(tmp_path / "lacks.gguf", without=("blk.1.ffn_up.weight",))
+    # a quantisation that there is not, behind a tensor's name and shape
+    head, word, tail = whole.read_bytes().partition(b"token_embd.weight")
+    coded = head + word + tail[:20] + (99).to_bytes(4, "little") + tail[24:]
+    (tmp_path / "coded.gguf").write_bytes(coded)
+    for name in ("torn", "text", "other", "lacks", "coded"):
         with pytest.raises(KarmafunnelError, match=rf"needs a GGUF file of a causal.*{name}\.gguf"):
             Checkpoint(str(tmp_path / f"{name}.gguf")).ready(shop, tmp_path / "c", quiet, "cpu")
+    with pytest.raises(KarmafunnelError, match=r"without model\.layers\.1\.mlp\.up_proj\.weight"):
+        Checkpoint(str(tmp_path / "lacks.gguf")).ready(shop, None, quiet, "cpu")
     with pytest.raises(KarmafunnelError, match=r"needs a GGUF file, found no file"):
         Checkpoint(str(tmp_path / "none.gguf")).ready(shop, None, quiet, "cpu")
     assert not list((tmp_path / "c").glob("gguf-*"))

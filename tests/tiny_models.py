@@ -50,8 +50,10 @@ def sentence_encoder() -> str:
     return str(folder)
 
 
-def write_gguf(file: Path, architecture: str = "llama") -> None:
-    """A Llama of random weights with a byte-pair tokenizer as a GGUF file, its matrices in Q4_1."""
+def write_gguf(file: Path, architecture: str = "llama", without: tuple[str, ...] = ()) -> None:
+    """A Llama of random weights with a byte-pair tokenizer as a GGUF file, its matrices in Q4_1,
+    some of them left out.
+    """
     import gguf
     import numpy as np
     from karmafunnel.models.karma.backbone import byte_pairs
@@ -82,6 +84,8 @@ def write_gguf(file: Path, architecture: str = "llama") -> None:
 
     def matrix(name: str, rows: int, columns: int) -> None:
         kind = gguf.GGMLQuantizationType.Q4_1
+        if name in without:
+            return
         x = gguf.quants.quantize(rng.normal(0, 0.1, (rows, columns)).astype(np.float32), kind)
         writer.add_tensor(name, x, raw_dtype=kind)
 

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -153,15 +152,7 @@ class Checkpoint(Typed):
                 local_files_only=here,
                 output_loading_info=True,
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            ImportError,
-            AttributeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        except Exception as error:  # of transformers, which raises what it likes
             raise KarmafunnelError(
                 f"{self!r}",
                 needs="a causal LM with its tokenizer",

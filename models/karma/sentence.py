@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -157,7 +156,7 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
         opened: Any = AutoModel.from_pretrained(
             source, dtype=torch.float32, local_files_only=here, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of transformers, which raises what it likes
         raise KarmafunnelError(who, needs=what, found=line_of(error)[:300]) from error
     model, report = opened
     made_for = (model.config.architectures or [""])[0]
@@ -192,6 +191,8 @@ def check_pooling(source: str, here: bool, who: str) -> None:
     if file is None:
         return
     found = read_json(file)
-    modes = sorted(name for name, on in dict(found).items() if "mode" in name and on is True)
+    given = found.items() if isinstance(found, dict) else ()
+    modes = sorted(name for name, on in given if "mode" in name and on is True)
     if modes != ["pooling_mode_mean_tokens"]:
-        raise KarmafunnelError(who, needs="mean pooling", found=f"{', '.join(modes)} in {file}")
+        told = ", ".join(modes) or "none"
+        raise KarmafunnelError(who, needs="mean pooling", found=f"{told} in {file}")
