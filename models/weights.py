@@ -283,10 +283,11 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
 
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, output_loading_info=True, **given
-        )
+        with no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, dtype=torch.float32, output_loading_info=True, **given
+            )
         read, report = opened
         # its config says that it is quantised still, and such a model is not saved
         config = type(read.config)(**plain(read.config))
@@ -300,7 +301,8 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     if missing := sorted(report["missing_keys"]):
         found = f"{file.name} without {', '.join(missing[:3])} ({len(missing)} missing)"
         raise KarmafunnelError(who, needs=needs, found=found)
-    model.save_pretrained(folder)
+    with no_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -13,7 +13,7 @@ from karmafunnel.benchmarks.studies import karma_pictures as pictures
 from karmafunnel.benchmarks.studies import karma_pictures_trials as pictures_trials
 from karmafunnel.benchmarks.studies import karma_smollm as smollm
 from karmafunnel.benchmarks.studies import karma_smollm_trials as smollm_trials
-from karmafunnel.files import write_json
+from karmafunnel.files import say, write_json
 from karmafunnel.log import Log
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.karma.embedder import KarmaEmbedding
@@ -56,6 +56,29 @@ def test_rows_of_a_loss_differ_in_what_their_names_say(shop: Log) -> None:
             tuned = atlas.chosen_for(shop)[loss][row][0]
             assert value.rate == (atlas.HIGH if "high rate" in name else tuned)
     assert atlas.against in rows
+
+
+def test_the_atlas_tells_its_hours(shop: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    say.cache_clear()  # which tells a line once a process
+    recipe = load_recipe("karma_atlas", shop)
+    karmas = [row for row in recipe.rows if row.startswith(tuple(f"{x}, " for x in atlas.LOSSES))]
+    hours = len(recipe.seeds) * len(karmas) * atlas.MINUTES / 60
+    assert f"about {hours:.1f} hours of one core" in capsys.readouterr().err
+
+
+def test_a_ranker_reads_the_vectors_of_each_loss(shop: Log) -> None:
+    recipe = load_recipe("rank_losses", shop)
+    values = atlas.values(shop)
+    for loss in atlas.chosen_for(shop):
+        own = {row for row in recipe.rows if row.startswith(f"{loss}, ")}
+        assert own == {f"{loss}, {row}" for row in ("action-only", *atlas.TOLD)}
+        for row in own:
+            assert recipe.rows[row].embedders["interest"] == values[row]
+    plain = recipe.rows[recipe.against].funnel
+    assert plain is not None
+    for row in {"TF-IDF", "SASRec", "random"}:
+        funnel = recipe.rows[row].funnel
+        assert funnel is not None and funnel.stages[:-1] == plain.stages[:-1] != funnel.stages
 
 
 def test_rows_of_smollm_are_tried_as_often_and_tell_their_hours(

@@ -245,6 +245,10 @@ def test_no_bars_but_ours(
     Checkpoint(str(tmp_path / "lm")).ready(shop, None, quiet, "cpu")
     SentenceEncoder(sentence_encoder(), dim=4).fit(shop)
     assert capfd.readouterr().err == ""
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    write_gguf(tmp_path / "tiny.gguf")
+    Checkpoint(str(tmp_path / "tiny.gguf")).ready(shop, None, quiet, "cpu")
+    assert "%|" not in capfd.readouterr().err
 
 
 def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ against = "no embedding"
 by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
 # asked at every stage alone
-EVERYWHERE = ("KARMA, words", "action-only, words", "frozen LM", "TF-IDF")
+EVERYWHERE = (
+    "KARMA, words",
+    "action-only, words",
+    "frozen LM",
+    "TF-IDF",
+    "frozen sentence encoder",
+)
 
 grid = {against: ()} | {f"KARMA at {place}": at for place, at in PLACES.items()}
 grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}
@@ -42,6 +48,8 @@ def rows(log: Log) -> dict[str, Row]:
             stages(log, at, ids=False), {"interest": embedding["KARMA"]}
         )
     for name in EVERYWHERE:
+        if name not in embedding:  # the encoder, where it was not fetched
+            continue
         found[f"{name} at every stage"] = Row(
             stages(log, STAGES, ids=False), {"interest": embedding[name]}
         )

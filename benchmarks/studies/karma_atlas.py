@@ -25,7 +25,7 @@ import click
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
-from karmafunnel.files import write_text
+from karmafunnel.files import say, write_text
 from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
@@ -84,7 +84,7 @@ MINUTES = 1.2  # of a cell on one core of a small machine, as in the trials
 
 funnel = VectorRecall("interest", k=200)
 against = "pairwise, action-only"
-measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
+measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target", "gAUC:request:exposures")
 seeds = (0, 1, 2)
 
 # (rate, weight) with the best mean of HR@10, HR@50 and HR@200 on W2b, of four each; a loss whose
@@ -138,7 +138,8 @@ def base(log: Log, name: str) -> KARMA:
     )
 
 
-def rows(log: Log) -> dict[str, dict[str, Embedder]]:
+def values(log: Log) -> dict[str, Embedder]:
+    """Every row: KARMA under each loss, and what stands beside it."""
     found: dict[str, Embedder] = {}
     for loss, chosen in chosen_for(log).items():
         plain = replace(base(log, loss), watch=10)
@@ -166,7 +167,13 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "SASRec": SASRec(),
         "random": RandomVectors(),
     }
-    found |= sentence_encoder(log)
+    return found | sentence_encoder(log)
+
+
+def rows(log: Log) -> dict[str, dict[str, Embedder]]:
+    found = values(log)
+    hours = len(seeds) * sum(isinstance(x, KARMA) for x in found.values()) * MINUTES / 60
+    say(f"the atlas: all cells take about {hours:.1f} hours of one core")
     return {name: {"interest": value} for name, value in found.items()}
 
 

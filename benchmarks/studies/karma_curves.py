@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from karmafunnel.benchmarks.studies.karma_controls import WORDS
+from karmafunnel.benchmarks.studies.karma_controls import WORDS, sentence_encoder
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.keys import cache_root
 from karmafunnel.log import Catalogue, Log, read
@@ -46,13 +46,14 @@ seeds = (0, 1)
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     name = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}
-    found = {}
+    found: dict[str, Embedder] = {}
     for share in reversed(SHARES):
         plain = KARMA(rate=2e-3, beside=(WORDS,), share=share, epochs=round(6 / share))
         found[f"action-only, {name[share]}"] = plain
         found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0)
         # any second task
         found[f"shuffled texts, {name[share]}"] = replace(plain, rec=1.0, shuffled=True)
+    found |= sentence_encoder(log)
     return {row: {"interest": value} for row, value in found.items()}
 
 

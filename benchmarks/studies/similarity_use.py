@@ -3,15 +3,15 @@ both:
 
     karmafunnel table similarity_use LOG --out out/similarity_use
 
-The vectors are KARMA's, and those of its action-only control for the two forms that read them best
-in the paper. Recall, pre-ranking and all other features are the same in every row, and read
+The vectors are KARMA's, and those of its action-only control and of a frozen sentence encoder for
+the two forms that read them best in the paper. Recall, pre-ranking and all other features are the same in every row, and read
 neither.
 """
 
 from dataclasses import replace
 from typing import Literal
 
-from karmafunnel.benchmarks.studies.karma_controls import base, settings
+from karmafunnel.benchmarks.studies.karma_controls import base, sentence_encoder, settings
 from karmafunnel.benchmarks.studies.stage_models import embedders, with_models  # noqa: F401
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.recipe import Row
@@ -40,6 +40,7 @@ def rows(log: Log) -> dict[str, Row]:
     found |= {
         f"KARMA, {name}": Row(with_din(log, use), {"interest": karma}) for name, use in USES.items()
     }
-    for name in ("SimTier", "SimTier and SA-TA"):
-        found[f"action-only, {name}"] = Row(with_din(log, USES[name]), {"interest": action})
+    for other, value in {"action-only": action, **sentence_encoder(log)}.items():
+        for name in ("SimTier", "SimTier and SA-TA"):
+            found[f"{other}, {name}"] = Row(with_din(log, USES[name]), {"interest": value})
     return found

@@ -57,7 +57,7 @@ from .visual_losses import VectorDecoder
 
 WATCHED = 1024  # vectors of a step whose shape is told
 PROBED = 32  # requests that a watched fit is asked about
-# interests of fewer directions (effective rank), or of less than a quarter of their dimensions,
+# interests of fewer directions (effective rank), and of less than a quarter of their dimensions,
 # have collapsed: those of the pairwise loss on Office have 6 to 10 at the rate that suits it, 4 at
 # one that is three times as high (LOG.md)
 COLLAPSED = 5.0
