@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from karmafunnel.benchmarks.speed import gpu
 from karmafunnel.errors import KarmafunnelError, LostProcessError
 from karmafunnel.log import Log
 from karmafunnel.models.karma import (
@@ -302,6 +304,20 @@ def test_make_gpu_without_one(tmp_path: Path) -> None:
     assert all(x["tokens/s"] > 0 and x["share of matmul"] > 0 for x in found["training"].values())
     rows = {line["row"] for line in found["tables"]["world"]["lines"]}
     assert len(rows) >= 8 and {"pairwise, +gen+rec", "catalogue softmax, action-only"} <= rows
+
+
+def test_figures_of_a_gpu_outlast_a_table_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*command: object, **_: object) -> None:
+        raise KarmafunnelError(f"{command[0]} fails")
+
+    monkeypatch.setattr(gpu, "run", breaks)
+    monkeypatch.setattr(gpu, "throughput", lambda *_: {"tokens/s": 9, "FLOP/s": 1e9})
+    ran = CliRunner().invoke(gpu.main, ["--out", str(tmp_path / "out")])
+    assert ran.exit_code == 1 and "world fails" in ran.output
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))
+    assert len(found["training"]) == 4 and found["seconds"] >= 0 and found["goal"] == gpu.GOAL
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
         "device": torch.cuda.get_device_name() if GPU else "cpu",
         "torch": torch.__version__,
         "matmul FLOP/s": rate,
+        "goal": GOAL,
         "training": {},
+        "tables": {},
     }
     console.print(f"{found['device']}: {rate / 1e12:.3g} TFLOP/s in bfloat16")
     sizes = (3000, 600, 6000) if GPU else (300, 60, 600)
@@ -200,6 +202,7 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
             share = figures["share of matmul"] = round(figures.pop("FLOP/s") / rate, 3)
             found["training"][f"{name}, chunk={chunk}"] = figures
             against_goal = f" (goal {GOAL:.0%})" if GPU else ""
+            keep(found, out, began)
             console.print(
                 f"{name}, chunk {chunk}: {figures['tokens/s']:,} tokens/s, {share:.0%} of the "
                 f"matmul rate{against_goal}, {figures.get('peak GB', '-')} GB"
@@ -207,7 +210,6 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
     world = out / "world"
     told = ["--items", sizes[0], "--users", sizes[1], "--requests", sizes[2], "--force"]
     run("world", world, *told)
-    found["tables"] = {}
     together = () if GPU else ("torch.distributed.run", "--nproc-per-node", "2", "-m")
     for path in (world, *(logs if GPU else ())):
         folder = out / f"table-{path.name}"
@@ -216,11 +218,19 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
         table = found["tables"][path.name] = json.loads(
             (folder / "table.json").read_text(encoding="utf-8")
         )
+        keep(found, out, began)
         if failed := [line["row"] for line in table["lines"] if not line["seeds"]]:
-            raise KarmafunnelError(f"table of {path}", needs="all rows", found=f"no {failed}")
+            hint = "the same command goes on"
+            raise KarmafunnelError(
+                f"table of {path}", needs="all rows", found=f"no {failed}", hint=hint
+            )
+    console.print(f"wrote {out / 'gpu.json'}, {found['seconds']:.0f} s")
+
+
+def keep(found: dict[str, Any], out: Path, began: float) -> None:
+    """Write the figures so far, with the seconds that they took: a table may fail after them."""
     found["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "gpu.json", json.dumps(found, indent=1))
-    console.print(f"wrote {out / 'gpu.json'}, {found['seconds']:.0f} s")
 
 
 def run(*command: object, before: tuple[str, ...] = ()) -> None:
