@@ -138,13 +138,13 @@ class Embedding(ABC):
         """
         return None
 
-    def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
+    def diagnose(self, requests: np.ndarray, users: np.ndarray | None = None) -> dict[str, Any]:
         """Diagnostics of the vectors, by name (defined in `models/diagnostics.py`); more where
-        there is a network.
+        there is a network. `users`: the user embeddings of the requests, where they are known.
         """
         from .diagnostics import isotropy
 
-        return isotropy(self.items(), self.interests(requests))
+        return isotropy(self.items(), self.interests(requests) if users is None else users)
 
     def save(self, folder: Path | str, force: bool = False) -> None:
         """Write `tensors.safetensors` and `embedding.json` with digests, atomically; of a watched

@@ -1192,3 +1192,25 @@ def test_the_steps_of_watched_fits_are_told_in_one_table(tmp_path: Path) -> None
     assert told == ["row,seed,step,act,gen", "a,0,2,0.5,", "a,0,4,0.25,3.0"]
     _write_watched(tmp_path, cells[1:])
     assert not (tmp_path / "watched.csv").exists()
+
+
+def test_a_cell_asks_for_each_user_embedding_once(log, monkeypatch):
+    """Beside the requests that are timed; a slow embedder is timed once."""
+    embedding = TfidfSVD(dim=8).fit(log)
+    asked, compute = [], embedding.interests
+    monkeypatch.setattr(embedding, "interests", lambda x: asked.append(len(x)) or compute(x))
+    truth = log.truth(log.meta["label"]).unique("request", keep="first", maintain_order=True)
+    truth = truth.filter(pl.col("request").is_in(log.requests_in("W3").tolist()))
+    requests, target = truth["request"].to_numpy(), truth["item"].to_numpy()
+    probed = log.truth(log.meta["label"]).filter(
+        pl.col("request").is_in(log.requests_in("W2a").tolist())
+    )["request"].n_unique()
+    cold, words = np.zeros(len(target), dtype=bool), diagnose.word_sets(log)
+    given = embedding, log, log.meta["label"], requests, target, cold, words
+    found = examine.vectors(*given)
+    assert asked == [len(requests)] * 4 + [probed]
+    assert found.items() >= embedding.diagnose(requests).items()
+    asked.clear()
+    monkeypatch.setattr(examine, "SLOW", 1e-9)
+    examine.vectors(*given)
+    assert asked == [len(requests)] * 2 + [probed]

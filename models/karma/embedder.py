@@ -557,18 +557,20 @@ class KarmaEmbedding(Embedding):
         width = int(there.sum(dim=1).min())
         return maps.mean(dim=(1, 2))[:, :width, :width].float().cpu().numpy()
 
-    def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
+    def diagnose(self, requests: np.ndarray, users: np.ndarray | None = None) -> dict[str, Any]:
         """Beside the vectors' shape: alignment with targets, sinks (the base's beside them),
         perplexity of targets' texts given the history and, where the fit has a decoder, given the
         interest alone, that of targets which W1 never had apart from all.
         """
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: diagnosis", needs="requests", found="none")
-        out = super().diagnose(requests)
+        users = self.interests(requests) if users is None else users
+        out = super().diagnose(requests, users)
         chosen = dict(self.log.events.select("request", "item").iter_rows())
-        told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
+        there = np.array([int(r) in chosen for r in requests], dtype=bool)
+        told = requests[there]
         goal = np.array([chosen[int(r)] for r in told], dtype=np.int64)
-        z, target = self.interests(told), self.vectors[goal]
+        z, target = users[there], self.vectors[goal]
         if not self.network.unit:  # what is asked of directions
             z, target = unit_rows(z), unit_rows(target)
         out["alignment"] = alignment(z, target)
