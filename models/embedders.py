@@ -44,6 +44,12 @@ Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
 
 
+class Lasting(str):
+    """A line of progress that stays where others are overwritten: a warning, or what was found."""
+
+    __slots__ = ()
+
+
 def silent(_: str) -> None:
     """A progress callback that says nothing."""
 

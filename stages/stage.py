@@ -17,7 +17,7 @@ from ..bounds import check_fits, check_name, needs
 from ..errors import KarmafunnelError, meant, quoted
 from ..files import atomic_folder, intact, write_text
 from ..keys import code_of, content_key
-from ..models.embedders import Embedder, Embedding
+from ..models.embedders import Embedder, Embedding, Lasting
 from ..typed import Typed
 from .blocks import as_of_block
 from .context import Context
@@ -721,11 +721,15 @@ def _fit_embedder(
     context.progress(f"embedder {name}: fitting {value!r}")
     size = 12.0 * log.n_items * getattr(value, "dim", 1)
     check_fits(f"embedder {name}", {f"vectors of {log.n_items:,} items": size})
+
+    def progress(text: str) -> None:
+        (context.progress if isinstance(text, Lasting) else context.detail)(text)
+
     start = time.perf_counter()
     fitted = value.fit(
         log,
         seed=context.seed,
-        progress=context.detail,
+        progress=progress,
         device=context.device,
         cache=kept.folder,
     )

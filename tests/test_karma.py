@@ -57,6 +57,8 @@ from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.request_page import look_up
+from karmafunnel.stages.context import Context
+from karmafunnel.stages.stage import fit_embedders
 from PIL import Image
 from power_cut import power_cut
 from safetensors.torch import load_file, save_file
@@ -736,6 +738,21 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
     said.clear()
     healthy = replace(value, rate=1e-3).fit(shop, progress=said.append)
     assert "collapse" not in healthy.facts and not [x for x in said if "warning" in x]
+
+
+def test_what_a_fit_must_tell_stays_on_the_screen(shop: Log, tmp_path: Path) -> None:
+    """A warning, pairs without negatives, the perplexity before: no epoch overwrites them."""
+    save_checkpoint(tmp_path / "lm", "llama")
+    loss = MaskedNCE(mask=0.0, hard=0)
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), ids=False, residual=False)
+    value = replace(value, loss=loss, batch=1, epochs=2, rate=1.0)
+    lines: list[str] = []
+    context = Context(shop, progress=lines.append)
+    fit_embedders({"interest": value}, context, None)
+    assert len([line for line in lines if "perplexity" in line and "before training" in line]) == 1
+    assert len([line for line in lines if "had no negative left" in line]) == 1
+    assert len([line for line in lines if "warning" in line]) == 1
+    assert not [line for line in lines if "epoch 1 of" in line]
 
 
 def test_a_fit_that_is_watched_is_the_same_fit(shop: Log, lm: LM, cache: Path) -> None:

@@ -19,7 +19,7 @@ from ...errors import KarmafunnelError
 from ...files import atomic_folder, intact
 from ...log import Log
 from ...typed import Typed
-from ..embedders import Progress, known_in_w1
+from ..embedders import Lasting, Progress, known_in_w1
 from ..weights import dequantise, digest_of, no_bars, source_of
 from .backbone import DTYPES, LM, perplexity
 
@@ -104,11 +104,12 @@ class Checkpoint(Typed):
         texts = [text for i, text in enumerate(log.item_text()) if known[i] and text.strip()]
         some = texts[:: max(1, len(texts) // ASKED)][:ASKED]
         lm.facts["text perplexity"] = float(f"{perplexity(lm, some, TOKENS):.4g}")
-        progress(
+        found = (
             f"{self.source}: {lm.facts['layers']} layers, {lm.facts['parameters'] / 1e6:.1f}M "
             f"parameters, perplexity {lm.facts['text perplexity']:,g} on {len(some)} item texts "
             f"before training (chance: {lm.vocab:,})"
         )
+        progress(Lasting(found))
         return lm
 
     def from_gguf(self, file: Path, cache: Path | None) -> LM:

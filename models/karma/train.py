@@ -28,7 +28,7 @@ from ...files import write_json
 from ...keys import code_of, content_key
 from ...log import Log
 from ..diagnostics import attention_figures, effective_rank, isotropy, participation_ratio, unit
-from ..embedders import Embedder, Progress, TfidfSVDEmbedding, silent
+from ..embedders import Embedder, Lasting, Progress, TfidfSVDEmbedding, silent
 from ..training import Snapshot, copy_weights, seeded
 from .action import ActionBatch, ActionLoss, ActionResult, Pairs
 from .backbone import LM, TextModel, pool
@@ -870,10 +870,13 @@ class Trainer:
         means = told(self.curve[-1])
         self.progress(f"{self.name}: epoch {self.epoch} of {self.config.epochs}, {means}")
         if self.alone:
-            self.progress(
+            told_pairs = (
                 f"{self.name}: {self.alone:,} of {self.pairs:,} pairs had no negative left after "
                 "masking: their action loss is 0 and teaches nothing"
             )
+            # the last one stays
+            last = self.epoch == self.config.epochs
+            self.progress(Lasting(told_pairs) if last else told_pairs)
         if (file := self.epoch_file(self.epoch)) is not None:
             Snapshot(self.average, self.facts()).write(file)
         self.save()
@@ -892,10 +895,11 @@ class Trainer:
             self.collapse[name] = self.watched[-1][name]
             known = f", {name} {self.collapse[name]:,.4g} in step {self.watched[-1]['step']}"
         weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
-        self.progress(
+        warning = (
             f"{self.name}: warning: user embeddings have collapsed: effective rank {rank:.1f} of "
             f"{dim} in step {self.step}{known}; try a lower rate than {self.config.rate:g}{weights}"
         )
+        self.progress(Lasting(warning))
 
     def one_step(self, pieces: np.ndarray) -> None:
         """Train on one batch; raises KarmafunnelError naming the step, weights unchanged, if a loss
