@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,27 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def opening(who: str, needs: str) -> Iterator[None]:
+    """Inside, a model is opened by `transformers`: without its bars, and whatever it raises is a
+    KarmafunnelError that says what `who` needs.
+    """
+    try:
+        with no_bars():
+            yield
+    except KarmafunnelError:
+        raise
+    except Exception as error:  # of transformers, tokenizers and gguf, which raise what they like
+        raise KarmafunnelError(who, needs=needs, found=line_of(error)[:300]) from error
+
+
+def check_source(who: str, source: Any) -> None:
+    """Raises KarmafunnelError unless a source is text."""
+    if not isinstance(source, str):
+        needs = "a folder, a hub id or a name, as text"
+        raise KarmafunnelError(who, what="source", needs=needs, found=repr(source))
+
+
 def folder_of(name: str) -> Path:
     """Where a fetched model lies, whether it is there or not."""
     return cache_root() / "models" / f"{name}-{WEIGHTS[name].version}"
@@ -113,10 +135,14 @@ def is_fetched(name: str) -> bool:
 def source_of(source: str, who: str) -> str:
     """The folder of a model that is called by its name; any other source as it is.
 
-    Raises KarmafunnelError for a name whose model was not fetched. A folder of that name comes
-    first.
+    Raises KarmafunnelError for a name whose model was not fetched, and for a path where nothing is.
+    A folder of that name comes first.
     """
-    if source not in WEIGHTS or Path(source).exists():
+    if os.path.exists(source):
+        return source
+    if source not in WEIGHTS:
+        if source.startswith(("/", ".", "~")) or source.count("/") > 1:  # no hub id
+            raise KarmafunnelError(who, needs=f"a model in {source}", found="nothing there")
         return source
     if not is_fetched(source):
         hint = f"karmafunnel fetch-model {source}"
@@ -276,34 +302,47 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     Raises KarmafunnelError for a file that is torn or lacks weights, or of an architecture or a
     quantisation that cannot be read.
     """
-    needs = "a GGUF file of a causal language model that transformers reads"
+    needs = f"a GGUF file of a causal language model that transformers reads ({file.name})"
     needs_gguf(who)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    try:
-        with no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent, dtype=torch.float32, output_loading_info=True, **given
+    with opening(who, needs):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+        # a model as large as a damaged head says is not made; a few missing weights have names
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(file.parent, **given)
             )
-        read, report = opened
+        wanted = sum(p.numel() for p in empty.parameters())
+        held = sum(int(x.n_elements) for x in GGUFReader(file).tensors)
+        if wanted > 2 * held:
+            found = f"{held:,} weights in it, of the {wanted:,} that its head tells of"
+            raise KarmafunnelError(who, needs=needs, found=found)
+        read, report = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.float32, output_loading_info=True, **given
+        )
+        check_whole(read, report, who, needs)
         # its config says that it is quantised still, and such a model is not saved
         config = type(read.config)(**plain(read.config))
         model = type(read)(config).float()
         model.load_state_dict(read.state_dict())
-    except Exception as error:  # of gguf and transformers, which raise what they like
-        raise KarmafunnelError(
-            who, needs=needs, found=f"{file.name}: {line_of(error)[:300]}"
-        ) from error
-    # which transformers would have drawn at random
-    if missing := sorted(report["missing_keys"]):
-        found = f"{file.name} without {', '.join(missing[:3])} ({len(missing)} missing)"
-        raise KarmafunnelError(who, needs=needs, found=found)
     with no_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def check_whole(model: Any, report: Mapping[str, Any], who: str, needs: str) -> None:
+    """Raises KarmafunnelError naming weights that an opened model lacks: transformers has drawn
+    them at random.
+    """
+    # a pooler is not read
+    if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+        made_for = (model.config.architectures or [type(model).__name__])[0]
+        found = f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
+        raise KarmafunnelError(who, needs=needs, found=found)
 
 
 def plain(config: PretrainedConfig) -> dict[str, Any]:

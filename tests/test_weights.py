@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,13 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import intact
 from karmafunnel.log import Log
 from karmafunnel.models import weights
-from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, SentenceEncoder
+from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, Pretrained, SentenceEncoder
+from karmafunnel.models.karma.visual import from_model
 from karmafunnel.models.weights import WEIGHTS, fetch, folder_of, is_fetched, source_of
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 from test_karma import save_checkpoint
-from tiny_models import sentence_encoder, write_gguf
+from tiny_models import sentence_encoder, write_gguf, write_vision_model
 
 pytestmark = pytest.mark.slow
 
@@ -269,7 +273,7 @@ def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:
             Checkpoint(str(tmp_path / f"{name}.gguf")).ready(shop, tmp_path / "c", quiet, "cpu")
     with pytest.raises(KarmafunnelError, match=r"without model\.layers\.1\.mlp\.up_proj\.weight"):
         Checkpoint(str(tmp_path / "lacks.gguf")).ready(shop, None, quiet, "cpu")
-    with pytest.raises(KarmafunnelError, match=r"needs a GGUF file, found no file"):
+    with pytest.raises(KarmafunnelError, match=r"needs a model in .*none\.gguf, found nothing"):
         Checkpoint(str(tmp_path / "none.gguf")).ready(shop, None, quiet, "cpu")
     assert not list((tmp_path / "c").glob("gguf-*"))
 
@@ -330,3 +334,93 @@ def test_the_real_model(name: str, shop: Log) -> None:
     assert lm.decode([int(logits[0, -1].argmax())]).strip() == "Paris"
     cut = Checkpoint(name, layers=6).ready(shop, None, quiet, "cpu")
     assert cut.facts["text perplexity"] > cut.vocab > lm.facts["text perplexity"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"without": ("token_embd.weight",)},
+        {"without": ("blk.1.attn_q.weight",)},
+        {"without": ("output_norm.weight",)},
+        {"layers": 5},
+        {"dim": 7_000_000},  # 14 billion weights: such a model is not even made
+        {"architecture": "qwen2"},
+        {"architecture": "mamba"},
+    ],
+    ids=str,
+)
+def test_weights_that_a_gguf_file_lacks_are_not_drawn_at_random(
+    damage: dict[str, Any], shop: Log, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    write_gguf(tmp_path / "torn.gguf", **damage)
+    value = FrozenLM(Checkpoint(str(tmp_path / "torn.gguf")))
+    with pytest.raises(KarmafunnelError, match=r"torn\.gguf.* found .*(of the|without) "):
+        value.fit(shop, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def openers(folder: Path) -> dict[str, tuple[Path, Callable[[Any], Any]]]:
+    """A small model of each kind, in a folder, and what opens one."""
+    save_checkpoint(folder / "lm", "llama")
+    shutil.copytree(sentence_encoder(), folder / "sentences")
+    write_vision_model(folder / "pictures")
+    picture = [Image.new("RGB", (16, 16))]
+
+    def of_pictures(source: Any) -> SimpleNamespace:
+        value = Pretrained(source)
+        return SimpleNamespace(fit=lambda _: from_model(value, picture, quiet, "cpu"))
+
+    return {
+        "lm": (folder / "lm", lambda source: FrozenLM(Checkpoint(source))),
+        "sentences": (folder / "sentences", lambda source: SentenceEncoder(source, dim=8)),
+        "pictures": (folder / "pictures", of_pictures),
+    }
+
+
+JSON = [b"", b"[]", b"null", b"5", b'"x"', b"\xff\xfe"]
+CONFIG = {
+    "hidden_size": "wide",
+    "num_attention_heads": 0,
+    "quantization_config": {"quant_method": "gptq"},
+}
+
+
+@pytest.mark.parametrize("kind", ["lm", "sentences", "pictures"])
+def test_a_damaged_model_is_refused_by_its_name(kind: str, shop: Log, tmp_path: Path) -> None:
+    whole, opened = openers(tmp_path)[kind]
+    opened(str(whole)).fit(shop)
+    config = json.loads((whole / "config.json").read_text())
+    damages = [("config.json", content) for content in JSON]
+    damages += [("config.json", json.dumps(config | {name: x}).encode()) for name, x in CONFIG.items()]
+    if kind != "pictures":
+        damages += [("config.json", json.dumps(config | {"architectures": 5}).encode())]
+        damages += [(f"{x}.json", y) for x in ("tokenizer", "tokenizer_config") for y in JSON]
+    if kind == "sentences":
+        damages += [("1_Pooling/config.json", content) for content in JSON]
+    tensors = load_file(whole / "model.safetensors")
+    first = min(x for x in tensors if "norm" in x.lower())
+    for number, (name, content) in enumerate(damages):
+        torn = tmp_path / f"torn-{number}"
+        shutil.copytree(whole, torn)
+        (torn / name).parent.mkdir(exist_ok=True)
+        (torn / name).write_bytes(content)
+        with pytest.raises(KarmafunnelError, match=f"torn-{number}.*needs .*found "):
+            opened(str(torn)).fit(shop)
+    tensors[first] = np.full_like(tensors[first], np.nan)
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KarmafunnelError, match=f"{whole}.*needs .*numbers, found NaN"):
+        opened(str(whole)).fit(shop)
+
+
+@pytest.mark.parametrize("kind", ["lm", "sentences", "pictures"])
+def test_a_source_is_text(kind: str, shop: Log, tmp_path: Path) -> None:
+    whole, opened = openers(tmp_path)[kind]
+    for source in (whole, None, 5):
+        with pytest.raises(KarmafunnelError, match="source needs .* as text, found "):
+            opened(source)
+    for source in (str(tmp_path / "none"), "./none", "~/none", "a/b/none"):
+        with pytest.raises(KarmafunnelError, match=f"needs a model in {source}, found nothing"):
+            opened(source).fit(shop)
+    with pytest.raises(KarmafunnelError, match="needs .* found "):
+        opened("x" * 300).fit(shop)

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -50,9 +51,25 @@ def sentence_encoder() -> str:
     return str(folder)
 
 
-def write_gguf(file: Path, architecture: str = "llama", without: tuple[str, ...] = ()) -> None:
-    """A Llama of random weights with a byte-pair tokenizer as a GGUF file, its matrices in Q4_1,
-    some of them left out.
+def write_vision_model(folder: Path) -> None:
+    """A ViT of random weights with its image processor."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def write_gguf(
+    file: Path, architecture: str = "llama", without: tuple[str, ...] = (), **told: int
+) -> None:
+    """A Llama of random weights with a byte-pair tokenizer as a GGUF file, its matrices in Q4_1.
+    `without`: tensors that are left out; told: what the head says of its sizes instead.
     """
     import gguf
     import numpy as np
@@ -65,8 +82,8 @@ def write_gguf(file: Path, architecture: str = "llama", without: tuple[str, ...]
     dim, heads, mlp, layers = 64, 2, 96, 3
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(128)
-    writer.add_embedding_length(dim)
-    writer.add_block_count(layers)
+    writer.add_embedding_length(told.get("dim", dim))
+    writer.add_block_count(told.get("layers", layers))
     writer.add_feed_forward_length(mlp)
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads)
@@ -82,22 +99,24 @@ def write_gguf(file: Path, architecture: str = "llama", without: tuple[str, ...]
     writer.add_eos_token_id(0)
     rng = np.random.default_rng(0)
 
+    def add(name: str, x: np.ndarray, **kind: Any) -> None:
+        if name not in without:
+            writer.add_tensor(name, x, **kind)
+
     def matrix(name: str, rows: int, columns: int) -> None:
         kind = gguf.GGMLQuantizationType.Q4_1
-        if name in without:
-            return
         x = gguf.quants.quantize(rng.normal(0, 0.1, (rows, columns)).astype(np.float32), kind)
-        writer.add_tensor(name, x, raw_dtype=kind)
+        add(name, x, raw_dtype=kind)
 
     matrix("token_embd.weight", len(words), dim)
-    writer.add_tensor("output_norm.weight", np.ones(dim, dtype=np.float32))
+    add("output_norm.weight", np.ones(dim, dtype=np.float32))
     for i in range(layers):
         for part in ("q", "k", "v", "output"):
             matrix(f"blk.{i}.attn_{part}.weight", dim, dim)
         for part, shape in (("gate", (mlp, dim)), ("up", (mlp, dim)), ("down", (dim, mlp))):
             matrix(f"blk.{i}.ffn_{part}.weight", *shape)
         for part in ("attn", "ffn"):
-            writer.add_tensor(f"blk.{i}.{part}_norm.weight", np.ones(dim, dtype=np.float32))
+            add(f"blk.{i}.{part}_norm.weight", np.ones(dim, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ...bounds import Bound, needs
-from ...errors import KarmafunnelError, line_of
+from ...errors import KarmafunnelError
 from ...files import remove
 from ...keys import code_of, content_key
 from ...log import Log, read
@@ -39,7 +39,7 @@ from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, put_weights, seeded
-from ..weights import plain
+from ..weights import opening, plain
 
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,6 +47,18 @@ TOKEN = number(Bound(0, 10_000_000))
 # of a model, as JSON
 DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}
 SAVE_EVERY = 100  # steps of language training between two checkpoints
+
+
+def finite(vectors: np.ndarray, model: TextModel) -> np.ndarray:
+    """Vectors of texts; raises KarmafunnelError where some are no numbers, as those of damaged
+    weights, or of float16 that overflows.
+    """
+    wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if wrong:
+        who = f"{type(model.model).__name__} {model.facts.get('source', '')}".strip()
+        found = f"NaN or infinity in those of {wrong:,} of {len(vectors):,} texts"
+        raise KarmafunnelError(who, needs="vectors of numbers", found=found)
+    return vectors
 
 
 class FusedNorm(Qwen3RMSNorm):
@@ -280,7 +292,7 @@ class LM(TextModel):
         one that is none.
         """
         check_keys(who, description, DESCRIPTION, {"dtype": one_of(*DTYPES)})
-        try:
+        with opening(who, "a causal LM and its tokenizer"):
             config = AutoConfig.for_model(**description["config"])
             with torch.random.fork_rng():
                 # not by a cast, which would take the rotary table, too
@@ -289,10 +301,6 @@ class LM(TextModel):
                     config, attn_implementation="sdpa", dtype=dtype
                 )
             tokenizer = Tokenizer.from_str(description["tokenizer"])
-        except Exception as error:  # of transformers and tokenizers, which raise what they like
-            raise KarmafunnelError(
-                who, needs="a causal LM and its tokenizer", found=f"{line_of(error)[:300]}"
-            ) from error
         return LM(model, tokenizer, description["bos"], description["pad"], {})
 
 
@@ -333,7 +341,7 @@ def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
             lm, torch.from_numpy(ids[rows]).to(lm.device), torch.from_numpy(there).to(lm.device)
         )
         out[rows] = x.float().cpu().numpy()
-    return out
+    return finite(out, lm)
 
 
 def perplexity(lm: LM, texts: list[str], most: int) -> float:

@@ -20,7 +20,7 @@ from ...files import atomic_folder, intact
 from ...log import Log
 from ...typed import Typed
 from ..embedders import Lasting, Progress, known_in_w1
-from ..weights import dequantise, digest_of, no_bars, source_of
+from ..weights import check_source, check_whole, dequantise, digest_of, opening, source_of
 from .backbone import DTYPES, LM, perplexity
 
 ASKED = 64  # texts whose perplexity is told
@@ -76,6 +76,7 @@ class Checkpoint(Typed):
     layers: int = 0
 
     def __post_init__(self) -> None:
+        check_source("Checkpoint", self.source)
         needs(self, "lora", layers=(0, None))
         if self.dtype not in DTYPES:
             raise KarmafunnelError(
@@ -139,11 +140,11 @@ class Checkpoint(Typed):
         lm.facts["layers"] = self.layers
         lm.facts["parameters"] = sum(p.numel() for p in lm.model.parameters())
 
-    @no_bars()
     def opened(self, source: str) -> LM:
         """The model of a folder or a hub id, whole."""
-        here = must_be_here(source)
-        try:
+        who, needs = f"{self!r}", "a causal LM with its tokenizer"
+        with opening(who, needs):
+            here = must_be_here(source)
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
             dtype = getattr(torch, self.dtype)
             opened: Any = AutoModelForCausalLM.from_pretrained(
@@ -153,23 +154,12 @@ class Checkpoint(Typed):
                 local_files_only=here,
                 output_loading_info=True,
             )
-        except Exception as error:  # of transformers, which raises what it likes
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs="a causal LM with its tokenizer",
-                found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
-            ) from error
-        model, report = opened
-        made_for = (model.config.architectures or [type(model).__name__])[0]
-        # which transformers would have drawn at random
-        if missing := sorted(report["missing_keys"]):
-            found = (
-                f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
-            )
-            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=found)
+            model, report = opened
+            made_for = (model.config.architectures or [type(model).__name__])[0]
+        check_whole(model, report, who, "a causal LM")
         if made_for != type(model).__name__:
             raise KarmafunnelError(
-                f"{self!r}",
+                who,
                 needs=f"a causal LM ({type(model).__name__})",
                 found=f"weights of {made_for}",
             )

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
-from ...errors import KarmafunnelError, line_of
+from ...errors import KarmafunnelError
 from ...files import read_json
 from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
-from ..weights import no_bars, plain, source_of
-from .backbone import TOKEN, TextModel
+from ..weights import check_source, check_whole, opening, plain, source_of
+from .backbone import TOKEN, TextModel, finite
 from .checkpoint import backend_of, must_be_here
 from .frozen import After, FrozenText
 
@@ -83,7 +83,7 @@ class Sentences(TextModel):
             there = np.arange(ids.shape[1]) < lengths[rows, None]
             given = (torch.from_numpy(x).to(self.device) for x in (ids[rows], there))
             out[rows] = self.pool(*given).cpu().numpy()
-        return out
+        return finite(out, self)
 
     def describe(self) -> dict[str, Any]:
         tokenizer = self.tokenizer.to_str()
@@ -95,15 +95,11 @@ class Sentences(TextModel):
         one that is none.
         """
         check_keys(who, description, DESCRIPTION)
-        try:
+        with opening(who, "a sentence encoder and its tokenizer"):
             config = AutoConfig.for_model(**description["config"])
             with torch.random.fork_rng():
                 model = AutoModel.from_config(config)
             tokenizer = Tokenizer.from_str(description["tokenizer"])
-        except Exception as error:  # of transformers and tokenizers, which raise what they like
-            raise KarmafunnelError(
-                who, needs="a sentence encoder and its tokenizer", found=line_of(error)[:300]
-            ) from error
         return Sentences(model, tokenizer, description["pad"], {})
 
 
@@ -133,6 +129,10 @@ class SentenceEncoder(FrozenText):
     length: int = 20
     decay: float = 0.8
 
+    def __post_init__(self) -> None:
+        check_source("SentenceEncoder", self.source)
+        super().__post_init__()
+
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> Sentences:
         """Raises KarmafunnelError for a source that is no sentence encoder, has no fast tokenizer,
         or cannot be had.
@@ -144,32 +144,26 @@ class SentenceEncoder(FrozenText):
         return Sentences.rebuild(description, who)
 
 
-@no_bars()
 def open_sentences(source: str, who: str, device: str) -> Sentences:
     """A sentence encoder from a local folder or the hub; raises KarmafunnelError for a source that
     is none.
     """
-    name, source = source, source_of(source, who)
-    what, here = "a sentence encoder with its tokenizer", must_be_here(source)
-    try:
+    name, source, what = source, source_of(source, who), "a sentence encoder with its tokenizer"
+    with opening(who, what):
+        here = must_be_here(source)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
         opened: Any = AutoModel.from_pretrained(
             source, dtype=torch.float32, local_files_only=here, output_loading_info=True
         )
-    except Exception as error:  # of transformers, which raises what it likes
-        raise KarmafunnelError(who, needs=what, found=line_of(error)[:300]) from error
-    model, report = opened
-    made_for = (model.config.architectures or [""])[0]
+        model, report = opened
+        made_for = (model.config.architectures or [""])[0]
     if made_for.endswith(("ForCausalLM", "LMHeadModel")) or getattr(
         model.config, "is_decoder", False
     ):
         hint = "a causal language model is for FrozenLM(backbone=Checkpoint(...)) or KARMA"
         found = f"weights of {made_for}"
         raise KarmafunnelError(who, needs="a sentence encoder", found=found, hint=hint)
-    # a pooler is not read
-    if missing := sorted(x for x in report["missing_keys"] if not x.startswith("pooler.")):
-        found = f"none of {', '.join(missing[:3])} ({len(missing)} missing)"
-        raise KarmafunnelError(who, needs="all weights of a sentence encoder", found=found)
+    check_whole(model, report, who, "a sentence encoder")
     words = backend_of(tokenizer, model, who, what)
     check_pooling(source, here, who)
     facts = {"source": name, "parameters": sum(p.numel() for p in model.parameters())}
@@ -190,9 +184,9 @@ def check_pooling(source: str, here: bool, who: str) -> None:
     )
     if file is None:
         return
-    found = read_json(file)
-    given = found.items() if isinstance(found, dict) else ()
-    modes = sorted(name for name, on in given if "mode" in name and on is True)
+    told = read_json(file)
+    settings = told.items() if isinstance(told, dict) else ()
+    modes = sorted(name for name, on in settings if "mode" in name and on is True)
     if modes != ["pooling_mode_mean_tokens"]:
-        told = ", ".join(modes) or "none"
-        raise KarmafunnelError(who, needs="mean pooling", found=f"{told} in {file}")
+        found = f"{', '.join(modes) or 'none'} in {file}"
+        raise KarmafunnelError(who, needs="mean pooling", found=found)

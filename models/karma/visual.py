@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +28,7 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
-from ..weights import no_bars
+from ..weights import check_source, check_whole, opening, source_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +45,9 @@ class Pretrained(Typed):
     """
 
     source: str
+
+    def __post_init__(self) -> None:
+        check_source("Pretrained", self.source)
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +174,6 @@ def open_images(log: Log) -> list[Image.Image | None]:
 
 
 @torch.inference_mode()
-@no_bars()
 def from_model(
     how: Pretrained, pictures: list[Image.Image], progress: Progress, device: str
 ) -> np.ndarray:
@@ -181,28 +182,18 @@ def from_model(
 
     from .checkpoint import must_be_here
 
-    alone = must_be_here(how.source)
-    try:
-        processor = AutoImageProcessor.from_pretrained(how.source, local_files_only=alone)
+    who, source = f"{how!r}", source_of(how.source, f"{how!r}")
+    with opening(who, "a vision model with its image processor"):
+        alone = must_be_here(source)
+        processor = AutoImageProcessor.from_pretrained(source, local_files_only=alone)
         opened: Any = AutoModel.from_pretrained(
-            how.source, local_files_only=alone, output_loading_info=True
+            source, local_files_only=alone, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise KarmafunnelError(
-            f"{how!r}",
-            needs="a vision model with its image processor",
-            found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
-        ) from error
-    model, report = opened[0].eval().to(device), opened[1]
-    # what is missing transformers draws at random; a classifier has no pooler, whose place the mean
-    # over patches takes
-    unpooled = [name for name in report["missing_keys"] if "pooler" in name]
-    if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
-        raise KarmafunnelError(
-            f"{how!r}",
-            needs="all weights of a vision model",
-            found=f"none of {', '.join(missing[:3])} ({len(missing)} missing)",
-        )
+        model, report = opened
+    check_whole(model, report, who, "a vision model")
+    model = model.eval().to(device)
+    # a classifier has no pooler, whose place the mean over patches takes
+    unpooled = any("pooler" in name for name in report["missing_keys"])
     model = getattr(model, "vision_model", model)
     parts = []
     for start in range(0, len(pictures), 32):
@@ -219,7 +210,11 @@ def from_model(
             .cpu()
             .numpy()
         )
-    return np.concatenate(parts)
+    found = np.concatenate(parts)
+    if wrong := int((~np.isfinite(found).all(axis=1)).sum()):
+        told = f"NaN or infinity in those of {wrong:,} of {len(found):,} images"
+        raise KarmafunnelError(who, needs="features that are numbers", found=told)
+    return found
 
 
 class Encoder(nn.Module):
