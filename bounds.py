@@ -213,13 +213,13 @@ def check_switch(who: str, /, **values: Any) -> None:
 
 
 def several(who: str, what: str, values: Any, needs: str) -> tuple[Any, ...]:
-    """Several values as a tuple, those of an array as plain numbers; raises KarmafunnelError for
-    one value alone.
+    """Several values as a tuple, numbers of NumPy as plain ones; raises KarmafunnelError for one
+    value alone.
     """
     given = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(given, Iterable):
         raise KarmafunnelError(who, what=what, needs=needs, found=quoted(values))
-    return tuple(given)
+    return tuple(x.item() if isinstance(x, np.generic) else x for x in given)
 
 
 def check_seed(who: str, seed: Any) -> int:
@@ -229,7 +229,8 @@ def check_seed(who: str, seed: Any) -> int:
 
 
 def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None]) -> None:
-    """Check fields of a dataclass against their bounds.
+    """Check fields of a dataclass against their bounds; a number of NumPy becomes a plain one,
+    which prints as typed and is kept as JSON.
 
     A field whose default is None may be None.
 
@@ -251,7 +252,10 @@ def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None])
         bounds[name] = found
     for name, bound in bounds.items():
         if getattr(value, name) is not None or name not in optional:
-            check_bound(type(value).__name__, bound, **{name: getattr(value, name)})
+            found = getattr(value, name)
+            check_bound(type(value).__name__, bound, **{name: found})
+            if isinstance(found, np.generic):
+                object.__setattr__(value, name, found.item())
 
 
 # -- names -----------------------------------------------------------------------------------------

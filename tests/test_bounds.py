@@ -395,6 +395,26 @@ def test_every_number_of_a_stage_or_model_is_bounded(kind, field):
         assert field.name in refused(make)
 
 
+EMBEDDERS = sorted(
+    {k for k, _ in FIELDS if "models" in k.__module__ and not issubclass(k, Stage)},
+    key=lambda k: k.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", EMBEDDERS)
+def test_numbers_of_numpy_are_plain_ones(kind):
+    """They print as typed and are kept as JSON."""
+    if any(
+        f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        for f in dataclasses.fields(kind)
+    ):
+        pytest.skip("it has no default")
+    numbers = {f.name: f.default for k, f in FIELDS if k is kind and f.default is not None}
+    made = kind(**{name: np.asarray(x)[()] for name, x in numbers.items()})
+    assert made == kind()
+    assert [x for x in numbers if isinstance(getattr(made, x), np.generic)] == []
+
+
 def test_fields_are_many():
     assert len(FIELDS) > 100 and {
         "Popular",
