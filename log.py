@@ -760,7 +760,10 @@ class Log:
         if "description" in self.items.columns:
             parts.append(pl.col("description").cast(pl.String))
         text = pl.concat_str(parts, separator=" ", ignore_nulls=True)
-        return self.items.select(text).to_series().to_list()
+        blank = text.str.strip_chars() == ""
+        return (
+            self.items.select(pl.when(blank).then(pl.lit("")).otherwise(text)).to_series().to_list()
+        )
 
     @cached_property
     def asof(self) -> AsOf:

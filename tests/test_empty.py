@@ -2,6 +2,7 @@
 without a word.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM, SentenceEncoder, TunedEncoder
+from karmafunnel.models.karma import KARMA, Column, FrozenLM, SentenceEncoder, TunedEncoder
 from karmafunnel.models.karma.backbone import Qwen
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.options import RunOptions
@@ -210,3 +211,47 @@ def test_a_catalogue_without_words_is_refused_or_says_nothing(reader, text, bran
     slate = Funnel((VectorRecall("reader", k=5),)).fit(here).run(requests)[0].slate
     read = Similarity("reader").compute(Rows(here, slate))
     assert np.isfinite(slate[SCORE].to_numpy()).all() and not np.isinf(read).any()
+
+
+# -- nothing to tell -------------------------------------------------------------------------------
+
+TOLD = Qwen(dim=16, layers=1, heads=2, kv_heads=1, mlp=16, vocab=300, context=64, tokens=500, batch=2)
+TELLS = KARMA(backbone=TOLD, dim=8, epochs=1, length=4, batch=8, text_words=4, query_words=2)
+
+
+@pytest.mark.parametrize("name", ["gen", "rec", "see"])
+def test_an_objective_that_can_tell_nothing_is_refused(name):
+    """Its loss would be 0 throughout: no target of W1 has text, blank lists and titles are none,
+    or none has a picture."""
+    shop = make_shop(60, 10, 120)
+    targets = shop.item_ids[sorted(set(shop.events["item"].to_list()))].tolist()
+    told = pl.col("item_id").is_in(targets)
+    items = shop.items.with_columns(
+        title=pl.when(told).then(pl.lit("")).otherwise("title"),
+        attributes=pl.when(told).then(pl.lit([], dtype=pl.List(pl.String))).otherwise("attributes"),
+        visual=pl.when(told).then(None).otherwise(pl.lit([0.5, 1.0], dtype=pl.List(pl.Float32))),
+    )
+    log = Log.make(items, shop.requests, shop.exposures, shop.meta)
+    assert log.item_text().count("") == len(targets)
+    value = replace(TELLS, visual=Column(), **{name: 0.1})
+    what = "an image" if name == "see" else "text"
+    with pytest.raises(KarmafunnelError, match=f"{name} needs items with {what} among the targets"):
+        value.fit(log)
+
+
+def test_a_watched_fit_whose_requests_follow_nothing():
+    shop = make_shop(60, 120, 120)
+    once = shop.requests.with_columns(user_id=pl.col("request_id"))
+    log = Log.make(shop.items, once, shop.exposures, shop.meta)
+    steps = replace(TELLS, watch=1).fit(log).facts["watched"]
+    assert len(steps) > 1 and all(np.isfinite(list(step.values())).all() for step in steps)
+
+
+def test_texts_that_do_not_differ_have_no_directions():
+    shop = make_shop(60, 10, 120)
+    items = shop.items.with_columns(title=pl.lit("amber"), attributes=pl.lit(["x"]))
+    log = Log.make(items, shop.requests, shop.exposures, shop.meta)
+    encoder = SentenceEncoder(sentence_encoder(), dim=8)
+    for value in (encoder, TunedEncoder(encoder), FrozenLM(TOLD, after="whitening")):
+        with pytest.raises(KarmafunnelError, match=r"needs texts of items of W1 that differ"):
+            value.fit(log)

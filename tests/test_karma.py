@@ -63,8 +63,8 @@ from PIL import Image
 from power_cut import power_cut
 from safetensors.torch import load_file, save_file
 from shop import make_shop
-from torch.nn import functional as F
 from tiny_models import write_vision_model
+from torch.nn import functional as F
 
 pytestmark = pytest.mark.slow
 
@@ -1083,6 +1083,10 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
     with pytest.raises(KarmafunnelError, match=r"epoch 1, step 5; the last good checkpoint"):
         SMALL.fit(shop, cache=tmp_path)
     assert list(tmp_path.glob("karma-*/state.safetensors"))
+    monkeypatch.setattr(training, "SAVE_EVERY", 1e9)
+    steps.clear()
+    with pytest.raises(KarmafunnelError, match=r"epoch 1, step 5; no checkpoint had been written"):
+        SMALL.fit(shop, cache=tmp_path / "other")
 
 
 def test_serving_loads_no_decoder(shop: Log, tmp_path: Path, cache: Path) -> None:

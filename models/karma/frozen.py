@@ -97,6 +97,12 @@ class FrozenText(Embedder):
         there = np.any(raw != 0, axis=1)
         known = raw[there & known_in_w1(log)].astype(np.float64)
         shift, turn = directions(known, self.after, self.dim)
+        if not turn.shape[1]:
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs=f"texts of items of W1 that differ, for {self.after}",
+                found=f"the same in all of log {log.name}",
+            )
         facts = {"backbone": model.facts}
         items = turned(raw, shift, turn)
         return TextEmbedding(self, self, log, model, items, shift, turn, facts)

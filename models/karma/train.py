@@ -283,6 +283,8 @@ class Probe:
         branches = np.argsort(-examples.trees.seen, kind="stable")[:PROBED]
         trees = serving_trees(log, examples.trees.request[branches], config.length)
         used, row = np.unique(np.searchsorted(examples.candidates, trees.item), return_inverse=True)
+        if not len(used):  # no request follows an item: a row that nothing reads
+            used = np.zeros(1, dtype=np.int64)
         told = examples.candidates[examples.target[examples.first_pair[branches]]]
         texts: list[np.ndarray | None] = [
             features.words[item, : features.n_words[item]] for item in told
@@ -434,10 +436,33 @@ class Trainee(Learner):
         self.mean, self.turn = map(self.on, features.norm)
         self.visual = None if features.visual is None else self.on(features.visual[items])
         self.seen = None if features.seen is None else self.on(features.seen[items])
+        self.check_told()
         parts = [self.text] if self.visual is None else [self.text, self.visual]
         # what makes two items the same one
         self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
         self.share = self.on(examples.shares())
+
+    def check_told(self) -> None:
+        """Raises KarmafunnelError where no target of W1 has what an objective tells: its loss would
+        be 0 throughout.
+        """
+        config = self.config
+        words, images = (
+            bool((self.n_words > 0).any()),
+            self.seen is not None and bool(self.seen.any()),
+        )
+        for name, told, what in (
+            ("gen", words, "text"),
+            ("rec", words, "text"),
+            ("see", images, "an image"),
+        ):
+            if getattr(config, name) and not told:
+                raise KarmafunnelError(
+                    f"{config!r}",
+                    what=name,
+                    needs=f"items with {what} among the targets of W1",
+                    found=f"none of {len(self.n_words):,}",
+                )
 
     @property
     def device(self) -> torch.device:
@@ -952,7 +977,11 @@ class Trainer:
             total, alone = values.pop(TOTAL), values.pop(ALONE)
             if not (math.isfinite(total) and math.isfinite(values[GRADIENT])):
                 length = values.pop(GRADIENT)
-                where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
+                where = ""
+                if self.folder is not None:
+                    kept = (self.folder / "state.safetensors").exists()
+                    at = f"the last good checkpoint is in {self.folder}"
+                    where = f"; {at if kept else 'no checkpoint had been written'}"
                 found = ", ".join(f"{name} {value}" for name, value in values.items())
                 found += f", a gradient of length {length}"
                 raise KarmafunnelError(
