@@ -253,5 +253,5 @@ def test_texts_that_do_not_differ_have_no_directions():
     log = Log.make(items, shop.requests, shop.exposures, shop.meta)
     encoder = SentenceEncoder(sentence_encoder(), dim=8)
     for value in (encoder, TunedEncoder(encoder), FrozenLM(TOLD, after="whitening")):
-        with pytest.raises(KarmafunnelError, match=r"needs texts of items of W1 that differ"):
+        with pytest.raises(KarmafunnelError, match=r"needs item texts that differ in W1"):
             value.fit(log)

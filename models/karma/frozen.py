@@ -100,7 +100,7 @@ class FrozenText(Embedder):
         if not turn.shape[1]:
             raise KarmafunnelError(
                 f"{self!r}",
-                needs=f"texts of items of W1 that differ, for {self.after}",
+                needs=f"item texts that differ in W1, for {self.after}",
                 found=f"the same in all of log {log.name}",
             )
         facts = {"backbone": model.facts}
