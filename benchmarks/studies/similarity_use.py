@@ -4,8 +4,8 @@ both:
     karmafunnel table similarity_use LOG --out out/similarity_use
 
 The vectors are KARMA's, and those of its action-only control and of a frozen sentence encoder for
-the two forms that read them best in the paper. Recall, pre-ranking and all other features are the same in every row, and read
-neither.
+the two forms that read them best in the paper. Recall, pre-ranking and all other features are the
+same in every row, and read neither.
 """
 
 from dataclasses import replace
