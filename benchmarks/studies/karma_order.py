@@ -36,10 +36,12 @@ LORA_READ = replace(READ, backbone=LORA, rate=3e-3)
 ORDERS: dict[str, dict[str, Any]] = {
     "action-only": {},
     "both at once": BOTH,
+    "both at once, weights falling to 0": {**BOTH, "schedule": "falling"},
     "language first, then action": {"backbone": READ},
     "language first, then both": {"backbone": READ, **BOTH},
     "shuffled histories first, then action": {"backbone": SHUFFLED},
     "action-only, equal compute": {"epochs": 3},
+    "action-only, last two layers": {"trained": 2},
 }
 LOW_RANK: dict[str, dict[str, Any]] = {
     "action-only, LoRA": {"backbone": LORA},

@@ -29,7 +29,6 @@ from ..embedders import (
     w1_sequences,
 )
 from ..training import Snapshot, part, put_weights, seeded
-from .action import InBatch
 from .backbone import LM, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text, text_logits
@@ -99,12 +98,6 @@ class KARMA(KarmaConfig, Embedder):
             )
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
-        if len(trainee.examples.candidates) > 100_000 and self.loss.whole:
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs=f"loss={InBatch()!r} or another among the batch for more than 100,000 items",
-                found=f"{len(trainee.examples.candidates):,} items",
-            )
         trainer = Trainer(trainee, seed, folder, progress)
         facts = {
             "backbone": base.facts,

@@ -30,7 +30,7 @@ from ...log import Log
 from ..diagnostics import attention_figures, effective_rank, isotropy, participation_ratio, unit
 from ..embedders import Embedder, Lasting, Progress, TfidfSVDEmbedding, silent
 from ..training import Snapshot, copy_weights, seeded
-from .action import ActionBatch, ActionLoss, ActionResult, Pairs
+from .action import ActionBatch, ActionLoss, ActionResult, InBatch, Pairs
 from .backbone import LM, TextModel, pool
 from .config import KarmaConfig
 from .frozen import TextEmbedding
@@ -64,6 +64,7 @@ COLLAPSED = 5.0
 RECENT = 4  # times their dimensions: how many of the last ones are looked at
 WARM_UP = 50  # steps until the learning rate is reached
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
+WHOLE = 100_000  # items that a softmax over the catalogue reads at most
 TEXTS = 8  # texts that are held in memory in place of a piece
 TOTAL, GRADIENT, ALONE = "total", "length, gradient", "pairs without negatives"  # of a step
 UNREAD = 16  # steps of a GPU whose losses are read together: each reading waits for the GPU
@@ -195,6 +196,13 @@ class Examples:
         keys = np.unique(of[of >= 0] * log.n_items + item[of >= 0])
         branch, item = keys // log.n_items, keys % log.n_items
         candidates, target = np.unique(item, return_inverse=True)
+        if len(candidates) > WHOLE and config.loss.whole:
+            raise KarmafunnelError(
+                f"{config!r}",
+                needs=f"loss={InBatch()!r} or another among the batch "
+                f"for more than {WHOLE:,} items",
+                found=f"{len(candidates):,} items",
+            )
         column = places_of(candidates, log.n_items)
         return cls(
             replace(trees, item=column[trees.item]),

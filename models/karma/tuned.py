@@ -40,7 +40,8 @@ class TunedEncoder(Embedder):
 
     Args:
         encoder: where training starts, and how texts and histories are read.
-        loss: an action loss among the batch: `InBatch()`, `Pairwise()` or `MaskedNCE()`.
+        loss: an action loss among the batch, `InBatch()`, `Pairwise()` or `MaskedNCE()`; with
+            `trained=0` also `Softmax()` over the catalogue.
         trained: the last layers of the encoder that are fine-tuned, so many, and nothing else of
             it; None for all of it, 0 for nothing.
         rate, map_rate: of the encoder, and of everything else.
@@ -71,13 +72,14 @@ class TunedEncoder(Embedder):
                 needs=f"{SentenceEncoder()!r} or another SentenceEncoder",
                 found=repr(self.encoder),
             )
-        if not isinstance(self.loss, ActionLoss) or self.loss.whole:
+        if not isinstance(self.loss, ActionLoss) or (self.loss.whole and self.trained != 0):
             raise KarmafunnelError(
                 "TunedEncoder",
                 what="loss",
                 needs=f"a loss among the batch, such as {InBatch()!r}: "
                 "the whole catalogue cannot be read at every step",
                 found=repr(self.loss),
+                hint="trained=0 reads it once, and trains the map and the weights",
             )
         needs(self, "rate", "weight_decay", "batch", "epochs", average=(0.0, 0.999999))
         needs(self, map_rate=FIELDS["rate"], share=(1e-9, 1.0), watch=(0, None))
@@ -243,7 +245,9 @@ class Tuning(Learner):
         there = back < trees.seen[branches, None]
         at = (trees.start[pieces][row] + trees.seen[branches] - 1)[:, None] - back
         item = trees.item[np.where(there, at, 0)] if len(trees.item) else np.zeros_like(at)
-        used = np.unique(np.concatenate([item[there], target, hard[hard >= 0]]))
+        used = np.arange(len(examples.candidates))
+        if not self.config.loss.whole:
+            used = np.unique(np.concatenate([item[there], target, hard[hard >= 0]]))
         number = places_of(used, len(examples.candidates) + 1)  # the last entry answers -1
 
         x = self.read(self.texts, used)
