@@ -327,9 +327,10 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
         if wanted > 2 * held:
             found = f"{held:,} weights in it, of the {wanted:,} that its head tells of"
             raise KarmafunnelError(who, needs=needs, found=found)
-        read, report = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, output_loading_info=True, **given
         )
+        read, report = opened
         check_whole(read, report, who, needs)
         # its config says that it is quantised still, and such a model is not saved
         config = type(read.config)(**plain(read.config))
