@@ -110,6 +110,18 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
             "+rec": (3e-4, 0.1),
             "+gen+rec": (1e-3, 0.1),
         },
+        "masked NCE": {
+            "action-only": (3e-4, 0.0),
+            "+gen": (3e-4, 0.3),
+            "+rec": (3e-4, 0.1),
+            "+gen+rec": (3e-4, 0.3),
+        },
+        "catalogue softmax": {
+            "action-only": (2e-3, 0.0),
+            "+gen": (2e-3, 0.3),
+            "+rec": (2e-3, 0.1),
+            "+gen+rec": (2e-3, 0.1),
+        },
     },
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
