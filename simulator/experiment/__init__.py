@@ -1,0 +1,1 @@
+"""Experiments: users in arms, effects with their intervals, power, interleaving."""
