@@ -72,6 +72,9 @@ BOUNDS = {
     "world_requests": Bound(10, 100_000_000),
     "semantic": SHARE,
     "exploration": SHARE,
+    # off-policy estimates
+    "temperature": Bound(0.0, 1e6, above=True),
+    "slots": Bound(1, 10_000),
     # load
     "rate": Bound(1e-3, 1e6),
     "any_rate": Bound(1e-6, 1e9),
@@ -92,6 +95,19 @@ BOUNDS = {
     "trials": Bound(2, 100_000),
     # a gate
     "margin": Bound(0.0, 1e12),
+    # an experiment
+    "arm_share": Bound(1e-6, 1 - 1e-6),
+    "arm_users": Bound(0, 100_000_000_000),
+    "alpha": Bound(1e-12, 0.5),
+    "confidence": Bound(0.5, 1 - 1e-12),
+    "power": Bound(0.01, 1 - 1e-9),
+    "first_users": Bound(2, 100_000_000),
+    "planned_users": Bound(4, 100_000_000_000),
+    "variance": Bound(0.0, 1e18, above=True),
+    "effect": Bound(-1e12, 1e12),
+    "correlation": Bound(-0.999_999, 0.999_999),
+    "narrowest": Bound(1e-3, 1e9),
+    "experiment_days": Bound(0, 36_500),
     # a services file
     "servers": Bound(1, 20_000),
     "items": Bound(0, MANY),

@@ -35,6 +35,19 @@ class Estimate(Protocol):
 
 
 @runtime_checkable
+class Summed(Estimate, Protocol):
+    """One that follows from sums over the rows of each user."""
+
+    def by_cluster(self, n_clusters: int) -> np.ndarray:
+        """Users' sums: (n_clusters, columns)."""
+        ...
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The figure of each row of sums: (n, columns) -> (n,)."""
+        ...
+
+
+@runtime_checkable
 class Weighted(Estimate, Protocol):
     """One that is computed anew from the rows in every resample."""
 
@@ -90,6 +103,43 @@ class Ratio:
             for x in (self.num, self.den)
         ]
         return np.stack(sums, axis=1)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """The sum of several ratios over the same units."""
+
+    parts: tuple[Ratio, ...]
+
+    @property
+    def value(self) -> float:
+        return sum(part.value for part in self.parts)
+
+    @property
+    def n(self) -> int:
+        return self.parts[0].n
+
+    @property
+    def undefined(self) -> int:
+        return self.parts[0].undefined
+
+    @property
+    def units(self) -> int:
+        return self.parts[0].units
+
+    def by_cluster(self, n_clusters: int) -> np.ndarray:
+        """Users' sums of num and den of each part: (n_clusters, 2 * parts)."""
+        return np.concatenate([part.by_cluster(n_clusters) for part in self.parts], axis=1)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return sum(
+            (part.of_sums(sums[:, 2 * i : 2 * i + 2]) for i, part in enumerate(self.parts)),
+            np.zeros(len(sums)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +280,7 @@ def resample(
 
     Pooled AUC of many rows gets fewer resamples (`PooledAUC.resamples`), the first ones.
     """
-    linear = [e for e in estimates if isinstance(e, (Ratio, Calibration))]
+    linear = [e for e in estimates if isinstance(e, Summed)]
     pooled = [e for e in estimates if isinstance(e, Weighted)]
     sums = [e.by_cluster(n_clusters) for e in linear]
     ends = np.cumsum([0, *(s.shape[1] for s in sums)])
@@ -242,13 +292,7 @@ def resample(
     for first, weights in draws(n_clusters, most, seed):
         totals = weights @ stacked
         for e, start, end in zip(linear, ends, ends[1:], strict=False):
-            part = totals[:, start:end]
-            if isinstance(e, Calibration):
-                values = e.of_sums(part)
-            else:
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    values = np.where(part[:, 1] > 0, part[:, 0] / part[:, 1], np.nan)
-            out[id(e)][first : first + len(weights)] = values
+            out[id(e)][first : first + len(weights)] = e.of_sums(totals[:, start:end])
         for one in pooled:
             target = out[id(one)]
             for i in range(first, min(first + len(weights), len(target))):

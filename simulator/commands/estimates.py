@@ -1,0 +1,69 @@
+"""Commands that estimate what was never shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ...errors import KarmafunnelError
+from .parameters import Number, folder, json_flag, open_log, out, seed_option, verbose_flag
+
+REWARDS = ("clicks", "purchases", "money")
+
+
+@click.command()
+@click.argument("run", type=folder)
+@click.option("--log", type=folder, required=True, help="The log that the Run was replayed on.")
+@click.option(
+    "--temperature",
+    type=Number("temperature"),
+    help="Draw each slot by softmax(score / temperature) of the last stage (Plackett-Luce).",
+)
+@click.option(
+    "--exploration",
+    type=Number("exploration"),
+    help="Each slot shows any candidate with this probability, else the best one.",
+)
+@click.option("--reward", type=click.Choice(REWARDS), default="clicks", help="What a slot earns.")
+@click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
+@seed_option
+@json_flag
+@verbose_flag
+def ope(
+    run: Path,
+    log: Path,
+    temperature: float | None,
+    exploration: float | None,
+    reward: str,
+    slots: int | None,
+    seed: int,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Estimate off-policy what the funnel of a Run would have earned a request, had it drawn the
+    lists of the log.
+
+    The log must tell with which probability it showed each item. First the support: on how many
+    requests the estimates rest. An estimator without support is refused. Without --temperature and
+    --exploration the funnel shows its best items, always.
+    """
+    from ..measure.run import Run
+    from ..offpolicy.estimate_tables import estimates_table, support_table
+    from ..offpolicy.evaluate import evaluate
+    from ..offpolicy.policies import BestOrRandom, PlackettLuce
+    from ..report.table import print_table
+
+    if temperature is not None and exploration is not None:
+        raise KarmafunnelError("ope", needs="--temperature or --exploration", found="both of them")
+    policy = BestOrRandom(exploration or 0.0) if temperature is None else PlackettLuce(temperature)
+    found = evaluate(Run.open(run), open_log(log), policy, reward, slots, seed=seed)
+    if as_json:
+        support = {kind: asdict(one) for kind, one in found.support.items()}
+        told = {"policy": repr(policy), "reward": reward, "slots": slots, "requests": found.n}
+        print(json.dumps(told | {"support": support, "logged": found.logged, "rows": found.rows}))
+        return
+    print_table(support_table(found), out, verbose)
+    print_table(estimates_table(found, policy, reward), out, verbose)

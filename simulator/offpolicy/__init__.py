@@ -1,0 +1,3 @@
+"""Off-policy estimates: what another funnel would have earned, from what a logging policy
+showed.
+"""

@@ -1,0 +1,69 @@
+"""Off-policy estimates as tables."""
+
+from __future__ import annotations
+
+from ..report.table import Cell, Table, number
+from .evaluate import Evaluation
+from .policies import Policy
+
+KINDS = {
+    "list": "whole lists (IPS, SNIPS, replay)",
+    "prefix": "a slot with all above it (RIPS, DR)",
+    "slot": "each slot alone (IIPS, SNIIPS)",
+}
+FAR = 0.7, 1.4  # mean weights outside are told
+
+
+def support_table(found: Evaluation) -> Table:
+    """How many requests the estimates rest on, by kind of weight."""
+    rows = [
+        [
+            KINDS[kind],
+            f"{one.effective:,.1f} of {one.n:,}",
+            number(one.mean),
+            f"{one.largest:.1%}",
+            f"{one.unseen:.1%}",
+        ]
+        for kind, one in found.support.items()
+    ]
+    heads = ["weights of", "effective requests", "mean weight", "largest", "never shown"]
+    below = [
+        "effective requests: (sum of weights)^2 / sum of squares.",
+        "mean weight: near 1 where the log shows, sooner or later, all that the funnel shows.",
+        "largest: share of all weights that one request has.",
+        "never shown: probability that the first slot shows an item that stands in no list of the "
+        "log.",
+    ]
+    return Table(heads, rows, title="support", below=[*below, *warnings(found)])
+
+
+def warnings(found: Evaluation) -> list[str]:
+    """A sentence for each kind of weight whose mean is far from 1."""
+    return [
+        f"Weights of {KINDS[kind]} have mean {number(one.mean)}, not 1: the funnel shows lists "
+        "that the log does not. IPS and RIPS count them as earning nothing, DR as the model says."
+        for kind, one in found.support.items()
+        if not FAR[0] <= one.mean <= FAR[1]
+    ]
+
+
+def estimates_table(found: Evaluation, policy: Policy, reward: str) -> Table:
+    """One row an estimator, with its interval and its difference to what the log earned."""
+
+    def cell(row: dict[str, float], value: str, low: str, high: str, signed: bool) -> Cell:
+        ends = " to ".join(number(row[x], signed) for x in (low, high))
+        return Cell(number(row[value], signed), f"[{ends.replace(' to ', ', ')}]")
+
+    rows: list[list[str | Cell]] = [
+        ["the log itself", cell(found.logged, "value", "low", "high", False), ""]
+    ]
+    for row in found.rows:
+        if row["refused"]:
+            rows.append([row["estimator"], Cell("n/a", style="dim"), Cell(row["refused"])])
+        else:
+            own = cell(row, "value", "low", "high", False)
+            gap = cell(row, "difference", "d_low", "d_high", True)
+            rows.append([row["estimator"], own, gap])
+    heads = ["estimator", f"{reward} a request", "less the log's"]
+    below = [f"policy: {policy!r}.", "Intervals: 95%, bootstrap over users."]
+    return Table(heads, rows, title=f"{reward} a request, n {found.n:,}", below=below)

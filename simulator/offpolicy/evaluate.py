@@ -1,0 +1,140 @@
+"""Off-policy estimates of a Run's funnel on a log with known probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import KarmafunnelError
+from ...log import Log
+from ..measure.intervals import interval, resample
+from ..measure.run import Run
+from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, Replay, mean
+from .policies import Policy
+from .reading import Choice, Lists, choice_of, lists_of
+from .reward_model import guess
+from .support import Support
+
+FEWEST = 10.0  # effective requests below which an estimate is refused
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """rows: one an estimator (name, value, low, high, difference to what the log earned with its
+    interval, effective, refused). logged: what the log earned a request. support: by kind of
+    weight.
+    """
+
+    rows: list[dict[str, Any]]
+    logged: dict[str, Any]
+    support: dict[Of, Support]
+    n: int
+
+
+def evaluate(
+    run: Run,
+    log: Log,
+    policy: Policy,
+    reward: str = "clicks",
+    slots: int | None = None,
+    estimators: Mapping[str, Estimator] = ESTIMATORS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """What the Run's funnel would have earned a request, drawing its lists by `policy`.
+
+    Args:
+        slots: only the first so many of each list; None for all.
+
+    Raises:
+        KarmafunnelError: as `lists_of`; where no list of the log is one that the policy may show,
+            so that every estimator is refused.
+    """
+    lists = first(lists_of(run, log, reward), slots)
+    if not len(lists.item):
+        raise KarmafunnelError(
+            f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
+        )
+    choice = choice_of(run, log, lists)
+    evaluated = policy.steps(choice.candidates)
+    prefix = np.cumprod(evaluated / lists.propensity, axis=1)
+    weights: dict[Of, np.ndarray] = {
+        "list": np.repeat(prefix[:, -1:], prefix.shape[1], axis=1),
+        "prefix": prefix,
+    }
+    unseen = never_shown(log, choice, policy)
+    support = {kind: Support.of(x[:, -1], unseen) for kind, x in weights.items()}
+    told = guess(lists, choice, policy, seed)
+    logged = Logged(
+        lists.reward, weights, lists.cluster, told.predicted, told.expected, told.direct
+    )
+    uniform = bool(np.allclose(lists.propensity[lists.there], lists.propensity[0, 0]))
+    refused = {
+        name: why_not(value, support, uniform)
+        for name, value in estimators.items()
+        if prefix.shape[1] > 1 or not says_the_same(value)
+    }
+    if all(refused.values()):
+        support["list"].check(f"off-policy estimates of {run.name} by {policy!r}", FEWEST)
+    asked = {name: estimators[name].of(logged) for name, why in refused.items() if not why}
+    own = mean(lists.reward.sum(axis=1), logged)
+    clusters = int(lists.cluster.max(initial=-1)) + 1
+    samples = resample([own, *asked.values()], clusters, resamples, seed)
+    rows: list[dict[str, Any]] = []
+    for name, why in refused.items():
+        row: dict[str, Any] = {"estimator": name, "refused": why}
+        if not why:
+            at = 1 + list(asked).index(name)
+            low, high = interval(samples[at])
+            d_low, d_high = interval(samples[at] - samples[0])
+            value = asked[name].value
+            row |= {"value": value, "low": low, "high": high, "difference": value - own.value}
+            row |= {"d_low": d_low, "d_high": d_high}
+        rows.append(row)
+    low, high = interval(samples[0])
+    return Evaluation(rows, {"value": own.value, "low": low, "high": high}, support, own.n)
+
+
+def first(lists: Lists, slots: int | None) -> Lists:
+    """Those of the first so many slots."""
+    part = slice(slots)
+    return Lists(
+        lists.request_id,
+        lists.cluster,
+        lists.item[:, part],
+        lists.propensity[:, part],
+        lists.reward[:, part],
+    )
+
+
+def never_shown(log: Log, choice: Choice, policy: Policy) -> np.ndarray:
+    """Of each request, the probability that the first slot shows an item that stands in no list of
+    the log: (n,).
+    """
+    shown = np.zeros(log.n_items + 1, dtype=bool)
+    shown[log.rows["item"].to_numpy()] = True
+    shown[-1] = True  # no candidate
+    score = choice.candidates.score
+    return (policy.choice(score, np.isfinite(score)) * ~shown[choice.item]).sum(axis=1)
+
+
+def says_the_same(estimator: Estimator) -> bool:
+    """Whether an estimator says of single slots what one with weights of lists says, too."""
+    return isinstance(estimator, IPS) and estimator.weight != "list"
+
+
+def why_not(estimator: Estimator, support: Mapping[Of, Support], uniform: bool) -> str:
+    """Why an estimator is refused, "" where it is not."""
+    if estimator.reads is None:
+        return ""
+    if isinstance(estimator, Replay) and not uniform:
+        return "the log does not show all items equally often"
+    found = support.get(estimator.reads)
+    if found is None:
+        return f"the log does not tell the probability of each {estimator.reads} alone"
+    if found.effective < FEWEST:
+        return f"rests on {found.effective:.1f} of {found.n:,} requests"
+    return ""

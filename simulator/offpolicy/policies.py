@@ -1,0 +1,139 @@
+"""Policies as values: with which probability a list shows an item in a slot, given those above it.
+
+A policy draws from the candidates of a request, which the last stage of a funnel has scored, best
+first. The probability of a prefix of a list is the product over its slots.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import softmax
+
+from ...bounds import Bound, check_bound
+from ...typed import Typed, positional
+
+ROWS = 256  # requests at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a policy chooses from, and what the log showed, for n requests.
+
+    score (n, m): of the candidates, best first, -inf where a request has fewer. place (n, k): the
+    column of each logged item among them, -1 where it is none of them. there (n, k): whether the
+    logged list has that slot.
+    """
+
+    score: np.ndarray
+    place: np.ndarray
+    there: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def rows(self, part: slice) -> Candidates:
+        """Those of some requests."""
+        return Candidates(self.score[part], self.place[part], self.there[part])
+
+    def left(self, slot: int) -> np.ndarray:
+        """Which candidates the logged list does not show above a slot: (n, m)."""
+        left = np.isfinite(self.score)
+        above = self.place[:, :slot]
+        request, at = np.nonzero(above >= 0)
+        left[request, above[request, at]] = False
+        return left
+
+
+@dataclass(frozen=True, repr=False)
+class Policy(Typed, ABC):
+    """How a list is drawn from scored candidates, slot by slot, without replacement."""
+
+    @abstractmethod
+    def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """The probability of each candidate in the next slot, (n, m), of which those `left` (n, m)
+        can be chosen; zeros where none is left.
+        """
+
+    def steps(self, given: Candidates) -> np.ndarray:
+        """The probability of each logged item given those above it, (n, k): 0 where it is no
+        candidate, 1 in an empty slot.
+        """
+        out = np.empty_like(given.place, dtype=np.float64)
+        for start in range(0, len(given), ROWS):
+            part = slice(start, start + ROWS)
+            some = given.rows(part)
+            for slot in range(out.shape[1]):
+                chance = self.choice(some.score, some.left(slot))
+                at = some.place[:, slot]
+                own = np.where(at >= 0, chance[np.arange(len(at)), at], 0.0)
+                out[part, slot] = np.where(some.there[:, slot], own, 1.0)
+        return out
+
+    def expected(self, given: Candidates, worth: np.ndarray) -> np.ndarray:
+        """The mean worth of what the policy shows in each slot after the logged items above it:
+        worth (n, m) of each candidate -> (n, k), 0 in an empty slot or where none is left.
+        """
+        out = np.zeros_like(given.place, dtype=np.float64)
+        for start in range(0, len(given), ROWS):
+            part = slice(start, start + ROWS)
+            some = given.rows(part)
+            for slot in range(out.shape[1]):
+                chance = self.choice(some.score, some.left(slot))
+                found = (chance * worth[part]).sum(axis=1)
+                out[part, slot] = np.where(some.there[:, slot], found, 0.0)
+        return out
+
+    def draw(self, score: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+        """Lists of k candidates each, as columns of score (n, m), -1 where no candidate is left:
+        (n, k).
+        """
+        out = np.full((len(score), k), -1, dtype=np.int64)
+        left = np.isfinite(score)
+        rows = np.arange(len(score))
+        for slot in range(k):
+            through = np.cumsum(self.choice(score, left), axis=1)
+            at = (through < rng.random((len(score), 1)) * through[:, -1:]).sum(axis=1)
+            some = left.any(axis=1)
+            out[some, slot] = at[some]
+            left[rows[some], at[some]] = False
+        return out
+
+
+@dataclass(frozen=True, repr=False)
+class PlackettLuce(Policy):
+    """Each slot shows a candidate with probability softmax(score / temperature) among those left
+    (Plackett 1975).
+    """
+
+    temperature: float = positional(1.0)
+
+    def __post_init__(self) -> None:
+        check_bound("PlackettLuce", Bound(0.0, 1e6, above=True), temperature=self.temperature)
+
+    def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            found = softmax(np.where(left, score / self.temperature, -np.inf), axis=1)
+        return np.where(left, found, 0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class BestOrRandom(Policy):
+    """Each slot shows, with probability `exploration`, any of the candidates left, else the best of
+    them: a policy without chance where it is 0.
+    """
+
+    exploration: float = positional(0.0)
+
+    def __post_init__(self) -> None:
+        check_bound("BestOrRandom", Bound(0.0, 1.0), exploration=self.exploration)
+
+    def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
+        number = left.sum(axis=1, keepdims=True)
+        found = np.where(left, self.exploration / np.maximum(number, 1), 0.0)
+        best = left.argmax(axis=1)  # candidates are best first
+        rows = np.flatnonzero(number[:, 0])
+        found[rows, best[rows]] += 1.0 - self.exploration
+        return found

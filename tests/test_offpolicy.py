@@ -1,0 +1,250 @@
+"""Off-policy estimators: against loops written from the papers, the truth of a small bandit, and
+bad input.
+"""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import pytest
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.measure.intervals import Ratio, Total, interval, resample
+from karmafunnel.simulator.offpolicy.estimators import DM, DR, ESTIMATORS, IPS, Logged, Replay
+from karmafunnel.simulator.offpolicy.policies import (
+    BestOrRandom,
+    Candidates,
+    PlackettLuce,
+    Policy,
+)
+from karmafunnel.simulator.offpolicy.support import Support
+
+SLOTS, ITEMS, USERS = 3, 5, 12
+
+
+def made(n: int = 400, seed: int = 0, slots: int = SLOTS) -> Logged:
+    """Random numbers in place of a log."""
+    rng = np.random.default_rng(seed)
+    step = rng.gamma(2.0, 0.5, (n, slots))
+    prefix = np.cumprod(step, axis=1)
+    weights = {
+        "list": np.repeat(prefix[:, -1:], slots, axis=1),
+        "slot": rng.gamma(2.0, 0.5, (n, slots)),
+        "prefix": prefix,
+    }
+    reward, q, base = (rng.random((n, slots)) for _ in range(3))
+    return Logged(reward, weights, rng.integers(USERS, size=n), q, base, rng.random(n))
+
+
+def loops(kind: str, x: Logged) -> float:
+    """The estimators as sums over requests and slots."""
+    n, slots = x.reward.shape
+    assert x.predicted is not None and x.expected is not None and x.direct is not None
+    total = 0.0
+    for i in range(n):
+        for s in range(slots):
+            whole, slot, prefix = (x.weights[k][i, s] for k in ("list", "slot", "prefix"))
+            before = x.weights["prefix"][i, s - 1] if s else 1.0
+            wrong = x.reward[i, s] - x.predicted[i, s]
+            base = before * x.expected[i, s]
+            total += {
+                "IPS": whole * x.reward[i, s],
+                "clipped IPS": min(whole, 10.0) * x.reward[i, s],
+                "SNIPS": whole * x.reward[i, s] / x.weights["list"][:, 0].mean(),
+                "IIPS": slot * x.reward[i, s],
+                "SNIIPS": slot * x.reward[i, s] / x.weights["slot"][:, s].mean(),
+                "RIPS": prefix * x.reward[i, s],
+                "SNRIPS": prefix * x.reward[i, s] / x.weights["prefix"][:, s].mean(),
+                "replay": x.reward[i, s] * (whole > 0) / (x.weights["list"][:, 0] > 0).mean(),
+                "DM": x.direct[i] / slots,
+                "DR": prefix * wrong + base,
+                "SNDR": prefix * wrong / x.weights["prefix"][:, s].mean()
+                + base / (x.weights["prefix"][:, s - 1].mean() if s else 1.0),
+                "switch-DR": prefix * wrong * (prefix <= 10.0) + base,
+            }[kind] / n
+    return total
+
+
+@pytest.mark.parametrize("slots", [1, SLOTS])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_are_what_their_papers_say(name: str, slots: int) -> None:
+    logged = made(slots=slots)
+    logged.weights["list"][::7] = 0.0
+    assert ESTIMATORS[name].of(logged).value == pytest.approx(loops(name, logged), rel=1e-12)
+
+
+def test_with_one_slot_there_is_one_ips() -> None:
+    logged = made(slots=1)
+    logged = Logged(logged.reward, dict.fromkeys(("list", "slot", "prefix"), logged.weights["slot"]), logged.cluster)
+    for normalised in (False, True):
+        found = {IPS(kind, normalised=normalised).of(logged).value for kind in ("list", "slot", "prefix")}
+        assert len(found) == 1
+
+
+def plackett_luce(utility: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Of each list (m, k), the probability of each item given those above it: (m, k)."""
+    e = np.exp(utility)
+    out = np.empty(lists.shape)
+    for row, items in enumerate(lists):
+        left = e.sum()
+        for s, item in enumerate(items):
+            out[row, s] = e[item] / left
+            left -= e[item]
+    return out
+
+
+def cascade(noise: Callable[[], float], attract: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Rewards of a list under a cascade: nothing is earned below the first click."""
+    out = np.zeros(len(items))
+    for s, item in enumerate(items):
+        if noise() < attract[item]:
+            out[s] = 1.0
+            break
+    return out
+
+
+def test_estimates_of_a_small_cascade_cover_its_truth() -> None:
+    """Every list of two of four items is known, so that the truth is: weights of lists and of
+    prefixes and cascade-DR with a wrong model find it, weights of slots need not.
+    """
+    rng = np.random.default_rng(1)
+    items, slots, n = 4, 2, 6000
+    attract = np.array([0.7, 0.1, 0.4, 0.2])
+    shown, wanted = np.array([0.0, 0.8, -0.5, 0.3]), np.array([1.0, -1.0, 0.5, 0.0])
+    lists = np.array(list(permutations(range(items), slots)))
+    step_b, step_e = plackett_luce(shown, lists), plackett_luce(wanted, lists)
+    prob_b, prob_e = np.cumprod(step_b, axis=1), np.cumprod(step_e, axis=1)
+    truth = float((prob_e[:, -1] * (1 - np.prod(1 - attract[lists], axis=1))).sum())
+    picked = rng.choice(len(lists), size=n, p=prob_b[:, -1] / prob_b[:, -1].sum())
+    reward = np.array([cascade(rng.random, attract, lists[i]) for i in picked])
+    prefix = (prob_e / prob_b)[picked]
+    # a wrong model: of a slot and those below it, for any item of the policy's choice
+    guess = rng.random((items, slots))
+    e = np.exp(wanted)
+    expected = np.empty((n, slots))
+    for s in range(slots):
+        free = np.ones((n, items), dtype=bool)
+        if s:
+            free[np.arange(n), lists[picked, 0]] = False
+        chance = np.where(free, e, 0.0)
+        expected[:, s] = (chance / chance.sum(axis=1, keepdims=True)) @ guess[:, s]
+    predicted = np.stack([guess[lists[picked, s], s] for s in range(slots)], axis=1)
+    weights = {"list": np.repeat(prefix[:, -1:], slots, axis=1), "prefix": prefix}
+    logged = Logged(reward, weights, np.arange(n) % 500, predicted, expected)
+    names = ("IPS", "SNIPS", "RIPS", "SNRIPS", "DR", "SNDR")
+    estimates = [ESTIMATORS[name].of(logged) for name in names]
+    for name, samples in zip(names, resample(estimates, 500), strict=True):
+        low, high = interval(samples)
+        assert low is not None and high is not None
+        assert low < truth < high, name
+        assert high - low < 0.1
+    # without the correction the wrong model is far off
+    assert abs(expected.sum(axis=1).mean() - truth) > 0.05
+
+
+def test_the_bootstrap_draws_numerators_and_denominators_together() -> None:
+    logged = made()
+    estimate = ESTIMATORS["SNIIPS"].of(logged)
+    (samples,) = resample([estimate], USERS, resamples=50, seed=3)
+    rng = np.random.default_rng([3, USERS])
+    for sample in samples[:5]:
+        count = np.bincount(rng.integers(0, USERS, USERS), minlength=USERS)
+        rows = np.repeat(np.arange(len(logged.cluster)), count[logged.cluster])
+        part = Logged(
+            logged.reward[rows], {"slot": logged.weights["slot"][rows]}, logged.cluster[rows]
+        )
+        assert sample == pytest.approx(ESTIMATORS["SNIIPS"].of(part).value, rel=1e-10)
+    one = Ratio(np.ones(4), np.full(4, 2.0), np.zeros(4, dtype=int))
+    assert Total((one, one)).value == 1.0 and Total((one, one)).n == 4
+
+
+def test_support_tells_how_many_requests_an_estimate_rests_on() -> None:
+    assert Support.of(np.ones(100), np.zeros(100)).effective == pytest.approx(100)
+    one = Support.of(np.r_[np.zeros(99), 50.0], np.full(100, 0.5))
+    assert one.effective == pytest.approx(1) and one.largest == 1.0 and one.mean == 0.5
+    with pytest.raises(KarmafunnelError, match=r"needs an effective sample size of 10.*50% of what"):
+        one.check("ope")
+    nothing = Support.of(np.zeros(5), np.ones(5))
+    assert nothing.effective == 0.0 and nothing.largest == 0.0
+    with pytest.raises(KarmafunnelError, match="found 0 of 5 requests"):
+        nothing.check("ope")
+
+
+def test_bad_input() -> None:
+    logged = made()
+    bare = Logged(logged.reward, {"slot": logged.weights["slot"]}, logged.cluster)
+    for estimator in (DM(), DR()):
+        with pytest.raises(KarmafunnelError, match="needs a model of the reward, found none"):
+            estimator.of(bare)
+    for estimator in (IPS(), Replay()):
+        with pytest.raises(KarmafunnelError, match="needs weights of each list, found slot"):
+            estimator.of(bare)
+    for wrong, message in (
+        (lambda: IPS("page"), "weight needs one of"),
+        (lambda: IPS(clip=0.0), "clip needs a number above 0"),
+        (lambda: IPS(clip=float("nan")), "clip needs"),
+        (lambda: IPS(normalised=1), "normalised needs True or False"),
+        (lambda: DR(switch=-1.0), "switch needs"),
+        (lambda: DR(clip="10"), "clip needs"),
+    ):
+        with pytest.raises(KarmafunnelError, match=message):
+            wrong()
+    for value in ESTIMATORS.values():
+        assert eval(repr(value)) == value
+
+
+POLICIES = [PlackettLuce(), PlackettLuce(0.1), BestOrRandom(), BestOrRandom(0.3), BestOrRandom(1.0)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_lists_of_a_policy_have_all_probability(policy: Policy) -> None:
+    """Every list of three of five candidates, and of all three where there are no more."""
+    for items in (5, 3):
+        lists = np.array(list(permutations(range(items), 3)))
+        score = np.sort(np.random.default_rng(0).normal(size=items))[::-1]
+        score = np.r_[score, np.full(5 - items, -np.inf)]
+        given = Candidates(np.tile(score, (len(lists), 1)), lists, np.ones(lists.shape, dtype=bool))
+        steps = policy.steps(given)
+        assert steps.prod(axis=1).sum() == pytest.approx(1.0)
+        if isinstance(policy, PlackettLuce):
+            slow = plackett_luce(score / policy.temperature, lists)
+            assert steps == pytest.approx(slow, rel=1e-9)
+        else:
+            best = int(lists.tolist().index([0, 1, 2]))
+            left = np.arange(items, items - 3, -1)
+            explored = policy.exploration
+            assert steps[best] == pytest.approx(explored / left + 1 - explored)
+        worth = np.random.default_rng(1).random((len(lists), 5))
+        mean = policy.expected(given, worth)
+        # by the lists that share a prefix
+        for row, one in enumerate(lists):
+            for slot in range(3):
+                same = [i for i, x in enumerate(lists) if (x[:slot] == one[:slot]).all()]
+                choice = {int(lists[i, slot]): steps[i, slot] for i in same}
+                wanted = sum(p * worth[row, item] for item, p in choice.items())
+                assert mean[row, slot] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_lists_are_drawn_as_often_as_their_probability(policy: Policy) -> None:
+    rng, n = np.random.default_rng(4), 20_000
+    score = np.array([1.0, 0.6, 0.5, -np.inf])
+    drawn = policy.draw(np.tile(score, (n, 1)), 2, rng)
+    lists = np.array(list(permutations(range(3), 2)))
+    given = Candidates(np.tile(score, (6, 1)), lists, np.ones(lists.shape, dtype=bool))
+    for one, chance in zip(lists, policy.steps(given).prod(axis=1), strict=True):
+        share = (drawn == one).all(axis=1).mean()
+        assert share == pytest.approx(chance, abs=4 * np.sqrt(chance * (1 - chance) / n) + 1e-12)
+    long = policy.draw(score[None], 4, rng)
+    assert sorted(long[0].tolist()) == [-1, 0, 1, 2] and long[0, 3] == -1
+
+
+def test_items_that_are_no_candidates_and_short_lists() -> None:
+    score = np.array([[2.0, 1.0, 0.0], [1.0, -np.inf, -np.inf]])
+    place, there = np.array([[-1, 0], [0, -1]]), np.array([[True, True], [True, False]])
+    for policy in POLICIES:
+        steps = policy.steps(Candidates(score, place, there))
+        assert steps[0, 0] == 0.0 and steps[0, 1] > 0.2 and steps[1].tolist() == [1.0, 1.0]
+        assert policy.expected(Candidates(score, place, there), np.ones((2, 3)))[1, 1] == 0.0
+    for wrong in (lambda: PlackettLuce(0.0), lambda: BestOrRandom(1.5), lambda: BestOrRandom(-0.1)):
+        with pytest.raises(KarmafunnelError, match=r"temperature|exploration"):
+            wrong()
