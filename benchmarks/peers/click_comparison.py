@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
-from karmafunnel.files import write_json, write_text
+from karmafunnel.files import read_table, write_json, write_text
 from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.simulator.measure.intervals import Ratio, interval, resample
@@ -118,7 +118,7 @@ def theirs(
     script, data = FOLDER / "click_models.py", (out / "lists.parquet").resolve()
     command: list[str | Path] = [python, script, data, folder.resolve(), "--seed", str(seed)]
     stream(command, folder / "log.txt", say, folder, minutes, "clax")
-    slots, whole = (pl.read_parquet(folder / f"{name}.parquet") for name in ("slots", "lists"))
+    slots, whole = (read_table(folder / f"{name}.parquet") for name in ("slots", "lists"))
     shape = parts["judge"].items.shape
     first = base - shape[0]
     said = {}

@@ -174,7 +174,7 @@ def main() -> None:
         pd.concat(said).to_parquet(options.out / "slots.parquet")
         pd.concat(whole).to_parquet(options.out / "lists.parquet")
         facts = {"clax-models": version("clax-models"), "models": models}
-        (options.out / "facts.json").write_text(json.dumps(facts, indent=1))
+        (options.out / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
