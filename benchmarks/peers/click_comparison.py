@@ -202,7 +202,7 @@ def main(log_folder: Path, out: Path, minutes: float, seed: int, alone: bool) ->
     text = "\n\n".join(to_markdown(table) for table in tables_of(mine, peer, parts["judge"]))
     text += f"\n\n{NOTES}\n" if peer else "\n"
     write_text(out / "clicks.md", text)
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def filled(lists: Lists) -> np.ndarray:
