@@ -355,6 +355,7 @@ class NotFitted(RandomVectors):
 
 def test_a_label_that_the_log_lacks_is_refused_before_anything_is_fitted(shop, monkeypatch):
     monkeypatch.setitem(shop.meta, "has", shop.meta["has"] | {"clicks": False})
+    monkeypatch.setitem(shop.meta, "label", "purchase")
     with pytest.raises(KarmafunnelError) as raised:
         replay(VectorRecall("x"), shop, embedders={"x": NotFitted()}, label="click")
     assert str(raised.value).startswith("label 'click': needs clicks, found none in log shop")
