@@ -2,14 +2,31 @@
 bad input.
 """
 
+import json
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from click.testing import CliRunner, Result
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.simulator.measure.intervals import Ratio, Total, interval, resample
-from karmafunnel.simulator.offpolicy.estimators import DM, DR, ESTIMATORS, IPS, Logged, Replay
+from karmafunnel.simulator.measure.run import Run
+from karmafunnel.simulator.offpolicy import reading
+from karmafunnel.simulator.offpolicy.estimators import (
+    DM,
+    DR,
+    ESTIMATORS,
+    IPS,
+    Logged,
+    ReplayMethod,
+)
+from karmafunnel.simulator.offpolicy.evaluate import evaluate
 from karmafunnel.simulator.offpolicy.policies import (
     BestOrRandom,
     Candidates,
@@ -17,6 +34,12 @@ from karmafunnel.simulator.offpolicy.policies import (
     Policy,
 )
 from karmafunnel.simulator.offpolicy.support import Support
+from karmafunnel.simulator.replay.options import RunOptions
+from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.stage import Funnel
+from shop import START
 
 SLOTS, ITEMS, USERS = 3, 5, 12
 
@@ -54,7 +77,7 @@ def loops(kind: str, x: Logged) -> float:
                 "SNIIPS": slot * x.reward[i, s] / x.weights["slot"][:, s].mean(),
                 "RIPS": prefix * x.reward[i, s],
                 "SNRIPS": prefix * x.reward[i, s] / x.weights["prefix"][:, s].mean(),
-                "replay": x.reward[i, s] * (whole > 0) / (x.weights["list"][:, 0] > 0).mean(),
+                "replay method": x.reward[i, s] * (whole > 0) / (x.weights["list"][:, 0] > 0).mean(),
                 "DM": x.direct[i] / slots,
                 "DR": prefix * wrong + base,
                 "SNDR": prefix * wrong / x.weights["prefix"][:, s].mean()
@@ -175,7 +198,7 @@ def test_bad_input() -> None:
     for estimator in (DM(), DR()):
         with pytest.raises(KarmafunnelError, match="needs a model of the reward, found none"):
             estimator.of(bare)
-    for estimator in (IPS(), Replay()):
+    for estimator in (IPS(), ReplayMethod()):
         with pytest.raises(KarmafunnelError, match="needs weights of each list, found slot"):
             estimator.of(bare)
     for wrong, message in (
@@ -248,3 +271,140 @@ def test_items_that_are_no_candidates_and_short_lists() -> None:
     for wrong in (lambda: PlackettLuce(0.0), lambda: BestOrRandom(1.5), lambda: BestOrRandom(-0.1)):
         with pytest.raises(KarmafunnelError, match=r"temperature|exploration"):
             wrong()
+
+
+# -- a Run on a log --------------------------------------------------------------------------------
+
+WORTH = np.array([0.5, 0.4, 0.3, 0.2, 0.1, 0.05])  # P(click) of each item, wherever it stands
+
+
+def uniform_log(slots: int = 2, n: int = 4000) -> Log:
+    """Lists of items drawn at random, each list as often as the others."""
+    rng = np.random.default_rng(3)
+    shown = np.argsort(rng.random((n, len(WORTH))), axis=1)[:, :slots]
+    clicked = rng.random(shown.shape) < WORTH[shown]
+    ids = [f"r{i}" for i in range(n)]
+    requests = pl.DataFrame(
+        {
+            "request_id": ids,
+            "user_id": [f"u{i % 300}" for i in range(n)],
+            "ts": [START + timedelta(minutes=i) for i in range(n)],
+            "source": ["search"] * n,
+        }
+    )
+    exposures = pl.DataFrame(
+        {
+            "request_id": np.repeat(ids, slots),
+            "item_id": [f"i{item}" for item in shown.ravel()],
+            "position": np.tile(np.arange(slots) + 1, n),
+            "clicked": clicked.ravel(),
+            "price_shown": 1.0 + shown.ravel(),
+            "propensity": np.tile(1 / (len(WORTH) - np.arange(slots)), n),
+        }
+    )
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(len(WORTH))]})
+    has = dict.fromkeys(("clicks", "exposures", "propensity", "users", "price"), True)
+    meta = {"name": "uniform", "label": "click", "catalogue": "published", "has": has}
+    return Log.make(items, requests, exposures, meta)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Run]:
+    log = uniform_log()
+    recipe = Recipe("popular", "popular", Funnel((Popular(k=6),)), {}, "click")
+    folder = tmp_path_factory.mktemp("runs") / "popular"
+    return log, Run.open(replay(recipe, log, folder, RunOptions()))
+
+
+def true_value(log: Log, run: Run, policy: Policy, slots: int) -> float:
+    """What a request earns on average, over all lists that the policy may draw."""
+    lists = reading.lists_of(run, log, "clicks")
+    score = reading.choice_of(run, log, lists).candidates.score
+    item = reading.choice_of(run, log, lists).item
+    columns = np.array(list(permutations(range(len(WORTH)), slots)))
+    value = 0.0
+    for row, own in zip(score, item, strict=True):
+        given = Candidates(
+            np.tile(row, (len(columns), 1)), columns, np.ones(columns.shape, dtype=bool)
+        )
+        value += float(policy.steps(given).prod(axis=1) @ WORTH[own[columns]].sum(axis=1))
+    return value / len(score)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_estimates_of_a_run_cover_the_truth(logged: tuple[Log, Run], slots: int) -> None:
+    log, run = logged
+    policy = PlackettLuce(300.0)  # counts of clicks are large
+    truth = true_value(log, run, policy, slots)
+    found = evaluate(run, log, policy, slots=slots)
+    assert found.n == 800 and found.support["list"].mean == pytest.approx(1, abs=0.2)
+    assert truth > found.logged["value"] + 0.05  # another policy than the log's
+    rows = {row["estimator"]: row for row in found.rows}
+    said = {"IPS", "clipped IPS", "SNIPS", "DR", "SNDR", "switch-DR"}  # DM is what a model says
+    assert said | {"DM", "replay method"} <= rows.keys()
+    assert ("RIPS" in rows) == (slots == 2)  # of one slot it says what IPS says
+    for name in said:
+        row = rows[name]
+        assert row["low"] < truth < row["high"], name
+        assert row["difference"] == pytest.approx(row["value"] - found.logged["value"])
+        assert row["d_low"] < row["difference"] < row["d_high"]
+    if slots == 2:
+        assert "the probability of each slot alone" in rows["IIPS"]["refused"]
+    # what the log did, and so its own value
+    same = evaluate(run, log, BestOrRandom(1.0), slots=slots)
+    for row in same.rows:
+        if not row["refused"] and row["estimator"] not in ("DM", "DR", "SNDR", "switch-DR"):
+            assert row["value"] == pytest.approx(same.logged["value"])
+
+
+def test_estimates_that_nothing_carries_are_refused(logged: tuple[Log, Run]) -> None:
+    log, run = logged
+    weighed = {name: x for name, x in ESTIMATORS.items() if name != "DM"}
+    other = Log.make(
+        log.items, log.requests, log.exposures.with_columns(propensity=pl.lit(0.5)), log.meta
+    )
+    with pytest.raises(KarmafunnelError, match=r"needs the log that the Run replayed \(uniform, "):
+        evaluate(run, other, BestOrRandom(0.5))
+    few = Run.only(run, log.requests["request_id"].tail(12))
+    with pytest.raises(KarmafunnelError, match="needs an effective sample size of 10"):
+        evaluate(few, log, BestOrRandom(), estimators=weighed)
+    for change, message in (
+        ({"propensity": False}, "needs the probability of each, found none in this log"),
+        ({"exposures": False}, "needs lists that were shown"),
+    ):
+        silent = Log.make(
+            log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | change}
+        )
+        with pytest.raises(KarmafunnelError, match=message):
+            reading.lists_of(run, silent, "clicks")
+    holes = Log.make(
+        log.items,
+        log.requests,
+        log.exposures.with_columns(propensity=pl.lit(None, pl.Float64)),
+        log.meta,
+    )
+    with pytest.raises(KarmafunnelError, match="propensity needs a number above 0 in every row"):
+        reading.lists_of(run, holes, "clicks")
+    with pytest.raises(KarmafunnelError, match="purchases"):
+        reading.lists_of(run, log, "purchases")
+    money = reading.lists_of(run, log, "money")
+    clicks = reading.lists_of(run, log, "clicks")
+    assert money.reward == pytest.approx(clicks.reward * (1.0 + clicks.item))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    uniform_log(slots=1, n=1000).write(tmp_path / "log")
+    (tmp_path / "popular.py").write_text(
+        "from karmafunnel.stages.recall import Popular\nfunnel = Popular(k=6)\n", encoding="utf-8"
+    )
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    log, run = str(tmp_path / "log"), str(tmp_path / "run")
+    assert call("replay", str(tmp_path / "popular.py"), log, "--out", run, "--no-cache").exit_code == 0
+    told = call("ope", run, "--log", log, "--exploration", "0.5")
+    assert told.exit_code == 0 and "effective" in told.output and "SNIPS" in told.output
+    as_json = json.loads(call("ope", run, "--log", log, "--temperature", "50", "--json").output)
+    assert as_json["policy"] == "PlackettLuce(50.0)" and as_json["requests"] == 200
+    both = call("ope", run, "--log", log, "--temperature", "1", "--exploration", "1")
+    assert both.exit_code != 0 and "both of them" in both.output + both.stderr

@@ -54,7 +54,7 @@ def actions(x: dict[str, Any]) -> dict[str, Any]:
     found |= {name: one.estimate_policy_value(**scored, **model) for name, one in modelled.items()}
     unscored = {name: value for name, value in given.items() if name in ("position", "action_dist")}
     found["DM"] = DirectMethod().estimate_policy_value(**unscored, **model)
-    found["replay"] = ReplayMethod().estimate_policy_value(
+    found["replay method"] = ReplayMethod().estimate_policy_value(
         **given | {"action_dist": best[:, :, None]}
     )
     return found

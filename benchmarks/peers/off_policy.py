@@ -28,7 +28,7 @@ from karmafunnel.terminal import Console
 FOLDER = Path(__file__).parent
 SLOTS = 3
 CLOSE = 1e-9
-ACTIONS = ("IPS", "clipped IPS", "SNIPS", "replay", "DM", "DR", "SNDR", "switch-DR")
+ACTIONS = ("IPS", "clipped IPS", "SNIPS", "replay method", "DM", "DR", "SNDR", "switch-DR")
 LISTS = ("IPS", "SNIPS", "IIPS", "SNIIPS", "RIPS", "SNRIPS", "DR")
 Arrays = dict[str, np.ndarray]
 
@@ -101,7 +101,8 @@ def ours(actions: Arrays, slates: Arrays) -> dict[str, dict[str, float]]:
     )
     return {
         "one slot": {
-            name: ESTIMATORS[name].of(same if name == "replay" else one).value for name in ACTIONS
+            name: ESTIMATORS[name].of(same if name == "replay method" else one).value
+            for name in ACTIONS
         },
         "lists": {name: ESTIMATORS[name].of(lists).value for name in LISTS},
     }

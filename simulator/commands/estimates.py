@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from ...errors import KarmafunnelError
+from ..offpolicy import REWARDS
 from .parameters import Number, folder, json_flag, open_log, out, seed_option, verbose_flag
-
-REWARDS = ("clicks", "purchases", "money")
 
 
 @click.command()
@@ -27,7 +26,9 @@ REWARDS = ("clicks", "purchases", "money")
     type=Number("exploration"),
     help="Each slot shows any candidate with this probability, else the best one.",
 )
-@click.option("--reward", type=click.Choice(REWARDS), default="clicks", help="What a slot earns.")
+@click.option(
+    "--reward", type=click.Choice(list(REWARDS)), default="clicks", help="What a slot earns."
+)
 @click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
 @seed_option
 @json_flag

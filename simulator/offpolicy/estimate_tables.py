@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .evaluate import Evaluation
 from .policies import Policy
 
 KINDS = {
-    "list": "whole lists (IPS, SNIPS, replay)",
+    "list": "whole lists (IPS, SNIPS, replay method)",
     "prefix": "a slot with all above it (RIPS, DR)",
-    "slot": "each slot alone (IIPS, SNIIPS)",
 }
 FAR = 0.7, 1.4  # mean weights outside are told
 
@@ -50,20 +50,13 @@ def warnings(found: Evaluation) -> list[str]:
 def estimates_table(found: Evaluation, policy: Policy, reward: str) -> Table:
     """One row an estimator, with its interval and its difference to what the log earned."""
 
-    def cell(row: dict[str, float], value: str, low: str, high: str, signed: bool) -> Cell:
-        ends = " to ".join(number(row[x], signed) for x in (low, high))
-        return Cell(number(row[value], signed), f"[{ends.replace(' to ', ', ')}]")
-
-    rows: list[list[str | Cell]] = [
-        ["the log itself", cell(found.logged, "value", "low", "high", False), ""]
-    ]
+    rows: list[list[str | Cell]] = [["the log itself", valued(found.logged), ""]]
     for row in found.rows:
         if row["refused"]:
-            rows.append([row["estimator"], Cell("n/a", style="dim"), Cell(row["refused"])])
+            rows.append([row["estimator"], valued(None), Cell(row["refused"])])
         else:
-            own = cell(row, "value", "low", "high", False)
-            gap = cell(row, "difference", "d_low", "d_high", True)
-            rows.append([row["estimator"], own, gap])
+            gap = row | {"low": row["d_low"], "high": row["d_high"]}
+            rows.append([row["estimator"], valued(row), valued(gap, signed=True)])
     heads = ["estimator", f"{reward} a request", "less the log's"]
     below = [f"policy: {policy!r}.", "Intervals: 95%, bootstrap over users."]
     return Table(heads, rows, title=f"{reward} a request, n {found.n:,}", below=below)

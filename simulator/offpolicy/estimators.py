@@ -111,7 +111,7 @@ class IPS(Estimator):
 
 
 @dataclass(frozen=True, repr=False)
-class Replay(Estimator):
+class ReplayMethod(Estimator):
     """The mean reward of requests whose list is what the evaluated policy may show (Li et al. 2011,
     arXiv 1003.5956): for a policy without chance, and a log that shows all lists equally often.
     """
@@ -209,7 +209,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "SNIIPS": IPS("slot", normalised=True),
     "RIPS": IPS("prefix"),
     "SNRIPS": IPS("prefix", normalised=True),
-    "replay": Replay(),
+    "replay method": ReplayMethod(),
     "DM": DM(),
     "DR": DR(),
     "SNDR": DR(normalised=True),

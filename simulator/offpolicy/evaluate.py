@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from ...errors import KarmafunnelError
 from ...log import Log
 from ..measure.intervals import interval, resample
 from ..measure.run import Run
-from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, Replay, mean
+from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
 from .policies import Policy
-from .reading import Choice, Lists, choice_of, lists_of
+from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess
 from .support import Support
 
@@ -50,9 +50,14 @@ def evaluate(
         slots: only the first so many of each list; None for all.
 
     Raises:
-        KarmafunnelError: as `lists_of`; where no list of the log is one that the policy may show,
-            so that every estimator is refused.
+        KarmafunnelError: as `lists_of`; for another log than that of the Run; where no list of the
+            log is one that the policy may show, so that every estimator is refused.
     """
+    own_log = run.meta["log"]
+    if own_log.get("checksum") != log.checksum:
+        needed = f"the log that the Run replayed ({own_log['name']}, {own_log.get('checksum')})"
+        found = f"{log.name}, {log.checksum}"
+        raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=found)
     lists = first(lists_of(run, log, reward), slots)
     if not len(lists.item):
         raise KarmafunnelError(
@@ -71,7 +76,8 @@ def evaluate(
     logged = Logged(
         lists.reward, weights, lists.cluster, told.predicted, told.expected, told.direct
     )
-    uniform = bool(np.allclose(lists.propensity[lists.there], lists.propensity[0, 0]))
+    columns = zip(lists.propensity.T, lists.there.T, strict=True)
+    uniform = all(np.allclose(column[there], column[there][:1]) for column, there in columns)
     refused = {
         name: why_not(value, support, uniform)
         for name, value in estimators.items()
@@ -82,32 +88,25 @@ def evaluate(
     asked = {name: estimators[name].of(logged) for name, why in refused.items() if not why}
     own = mean(lists.reward.sum(axis=1), logged)
     clusters = int(lists.cluster.max(initial=-1)) + 1
-    samples = resample([own, *asked.values()], clusters, resamples, seed)
-    rows: list[dict[str, Any]] = []
-    for name, why in refused.items():
-        row: dict[str, Any] = {"estimator": name, "refused": why}
-        if not why:
-            at = 1 + list(asked).index(name)
-            low, high = interval(samples[at])
-            d_low, d_high = interval(samples[at] - samples[0])
-            value = asked[name].value
-            row |= {"value": value, "low": low, "high": high, "difference": value - own.value}
-            row |= {"d_low": d_low, "d_high": d_high}
-        rows.append(row)
-    low, high = interval(samples[0])
-    return Evaluation(rows, {"value": own.value, "low": low, "high": high}, support, own.n)
-
-
-def first(lists: Lists, slots: int | None) -> Lists:
-    """Those of the first so many slots."""
-    part = slice(slots)
-    return Lists(
-        lists.request_id,
-        lists.cluster,
-        lists.item[:, part],
-        lists.propensity[:, part],
-        lists.reward[:, part],
+    earned, *samples = resample([own, *asked.values()], clusters, resamples, seed)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"estimator": name, "refused": why} for name, why in refused.items()
+    }
+    for (name, estimate), drawn in zip(asked.items(), samples, strict=True):
+        value, gap = estimate.value, interval(drawn - earned)
+        low, high = interval(drawn)
+        rows[name] |= {"value": value, "low": low, "high": high}
+        rows[name] |= {"difference": value - own.value, "d_low": gap[0], "d_high": gap[1]}
+    low, high = interval(earned)
+    return Evaluation(
+        list(rows.values()), {"value": own.value, "low": low, "high": high}, support, own.n
     )
+
+
+def first(lists: LoggedLists, slots: int | None) -> LoggedLists:
+    """Those of the first so many slots."""
+    cut = {name: getattr(lists, name)[:, :slots] for name in ("item", "propensity", "reward")}
+    return replace(lists, **cut)
 
 
 def never_shown(log: Log, choice: Choice, policy: Policy) -> np.ndarray:
@@ -130,7 +129,7 @@ def why_not(estimator: Estimator, support: Mapping[Of, Support], uniform: bool) 
     """Why an estimator is refused, "" where it is not."""
     if estimator.reads is None:
         return ""
-    if isinstance(estimator, Replay) and not uniform:
+    if isinstance(estimator, ReplayMethod) and not uniform:
         return "the log does not show all items equally often"
     found = support.get(estimator.reads)
     if found is None:

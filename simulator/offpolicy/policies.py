@@ -7,6 +7,7 @@ first. The probability of a prefix of a list is the product over its slots.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,34 +58,34 @@ class Policy(Typed, ABC):
         can be chosen; zeros where none is left.
         """
 
+    def slots(self, given: Candidates) -> Iterator[tuple[slice, int, np.ndarray]]:
+        """Some of the requests, a slot, and the probability of each candidate in it after the
+        logged items above it: (requests, m).
+        """
+        for start in range(0, len(given), ROWS):
+            part = slice(start, start + ROWS)
+            some = given.rows(part)
+            for slot in range(given.place.shape[1]):
+                yield part, slot, self.choice(some.score, some.left(slot))
+
     def steps(self, given: Candidates) -> np.ndarray:
         """The probability of each logged item given those above it, (n, k): 0 where it is no
         candidate, 1 in an empty slot.
         """
         out = np.empty_like(given.place, dtype=np.float64)
-        for start in range(0, len(given), ROWS):
-            part = slice(start, start + ROWS)
-            some = given.rows(part)
-            for slot in range(out.shape[1]):
-                chance = self.choice(some.score, some.left(slot))
-                at = some.place[:, slot]
-                own = np.where(at >= 0, chance[np.arange(len(at)), at], 0.0)
-                out[part, slot] = np.where(some.there[:, slot], own, 1.0)
-        return out
+        for part, slot, chance in self.slots(given):
+            at = given.place[part, slot]
+            out[part, slot] = np.where(at >= 0, chance[np.arange(len(at)), at], 0.0)
+        return np.where(given.there, out, 1.0)
 
     def expected(self, given: Candidates, worth: np.ndarray) -> np.ndarray:
         """The mean worth of what the policy shows in each slot after the logged items above it:
         worth (n, m) of each candidate -> (n, k), 0 in an empty slot or where none is left.
         """
-        out = np.zeros_like(given.place, dtype=np.float64)
-        for start in range(0, len(given), ROWS):
-            part = slice(start, start + ROWS)
-            some = given.rows(part)
-            for slot in range(out.shape[1]):
-                chance = self.choice(some.score, some.left(slot))
-                found = (chance * worth[part]).sum(axis=1)
-                out[part, slot] = np.where(some.there[:, slot], found, 0.0)
-        return out
+        out = np.empty_like(given.place, dtype=np.float64)
+        for part, slot, chance in self.slots(given):
+            out[part, slot] = (chance * worth[part]).sum(axis=1)
+        return np.where(given.there, out, 0.0)
 
     def draw(self, score: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
         """Lists of k candidates each, as columns of score (n, m), -1 where no candidate is left:

@@ -12,13 +12,12 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...log import Log
 from ..measure.run import Run
+from . import REWARDS
 from .policies import Candidates
-
-REWARDS = {"clicks": "click", "purchases": "purchase", "money": "purchase"}
 
 
 @dataclass(frozen=True, eq=False)
-class Lists:
+class LoggedLists:
     """Logged lists of n requests with k slots.
 
     request_id, cluster (n,): the cluster is the user's number. item (n, k): row numbers, -1 in an
@@ -37,7 +36,7 @@ class Lists:
         return self.item >= 0
 
 
-def lists_of(run: Run, log: Log, reward: str) -> Lists:
+def lists_of(run: Run, log: Log, reward: str) -> LoggedLists:
     """The lists that the log showed at the requests of the Run.
 
     Args:
@@ -82,7 +81,7 @@ def lists_of(run: Run, log: Log, reward: str) -> Lists:
     _, cluster = np.unique(log.user[at], return_inverse=True)
     worth = np.zeros(shape)
     worth[row, slot] = rewards(log, rows, reward, who)
-    return Lists(own["request_id"].gather(shown), cluster, item, propensity, worth)
+    return LoggedLists(own["request_id"].gather(shown), cluster, item, propensity, worth)
 
 
 def rewards(log: Log, rows: pl.DataFrame, reward: str, who: str) -> np.ndarray:
@@ -116,7 +115,7 @@ class Choice:
     own: np.ndarray
 
 
-def choice_of(run: Run, log: Log, lists: Lists) -> Choice:
+def choice_of(run: Run, log: Log, lists: LoggedLists) -> Choice:
     """The output of the Run's last stage for the requests of the lists, and its scores of what was
     shown.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.linear_model import PoissonRegressor
 
 from .policies import Policy
-from .reading import Choice, Lists
+from .reading import Choice, LoggedLists
 
 FOLDS = 3
 DRAWS = 16  # lists of the evaluated policy a request, where a list has more than one slot
@@ -28,7 +28,7 @@ class Guess:
     direct: np.ndarray
 
 
-def guess(lists: Lists, choice: Choice, policy: Policy, seed: int = 0) -> Guess:
+def guess(lists: LoggedLists, choice: Choice, policy: Policy, seed: int = 0) -> Guess:
     """Fit the model in folds of users and ask it about what was shown and what the policy would
     show.
     """
@@ -52,12 +52,9 @@ def guess(lists: Lists, choice: Choice, policy: Policy, seed: int = 0) -> Guess:
         model = PoissonRegressor(alpha=1e-4, max_iter=300)
         model.fit(design(slot[there], own[there], k), earned / earned.mean())
         of_slot, of_score = model.coef_[:k] + model.intercept_, model.coef_[k:]
-        predicted[here] = model.predict(design(slot[here].ravel(), own[here].ravel(), k)).reshape(
-            -1, k
-        )
         factor[here] = np.exp(of_slot) * earned.mean()
-        predicted[here] *= earned.mean()
-        worth[here] = np.exp(powers(other[here].ravel()) @ of_score).reshape(-1, score.shape[1])
+        predicted[here] = factor[here] * attraction(own[here], of_score)
+        worth[here] = attraction(other[here], of_score)
     predicted = np.where(lists.there, predicted, 0.0)
     expected = factor * policy.expected(choice.candidates, worth)
     if k == 1:
@@ -69,6 +66,11 @@ def guess(lists: Lists, choice: Choice, policy: Policy, seed: int = 0) -> Guess:
         earns = factor * worth[rows, drawn] * ((drawn >= 0) & lists.there)
         direct += earns.sum(axis=1) / DRAWS
     return Guess(predicted, expected, direct)
+
+
+def attraction(score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """exp of the weighted `powers` of scores (n, m): (n, m)."""
+    return np.exp(powers(score.ravel()) @ weights).reshape(score.shape)
 
 
 def powers(score: np.ndarray) -> np.ndarray:
