@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..bounds import needs
 from ..errors import KarmafunnelError, line_of
 from ..files import atomic_folder, intact, read_json, remove, write_bytes, write_json
@@ -120,6 +122,18 @@ def check_source(who: str, source: Any) -> None:
     if not isinstance(source, str):
         needs = "a folder, a hub id or a name, as text"
         raise KarmafunnelError(who, what="source", needs=needs, found=repr(source))
+
+
+def finite(vectors: np.ndarray, who: str, of: str) -> np.ndarray:
+    """Vectors (n, d) that a model made, one for each of n `of`, such as texts; raises
+    KarmafunnelError where some are no numbers, as those of damaged weights, or of float16 that
+    overflows.
+    """
+    wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if wrong:
+        found = f"NaN or infinity in those of {wrong:,} of {len(vectors):,} {of}"
+        raise KarmafunnelError(who, needs="vectors of numbers", found=found)
+    return vectors
 
 
 def folder_of(name: str) -> Path:

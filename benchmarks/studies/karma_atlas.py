@@ -182,10 +182,15 @@ def values(log: Log) -> dict[str, Embedder]:
     return found | sentence_encoder(log)
 
 
+def tell_hours(study: str, minutes: float) -> None:
+    """Say how long all cells of a study take."""
+    say(f"{study}: all cells take about {minutes / 60:.1f} hours of one core")
+
+
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     found = values(log)
-    hours = len(seeds) * sum(isinstance(x, KARMA) for x in found.values()) * MINUTES / 60
-    say(f"the atlas: all cells take about {hours:.1f} hours of one core")
+    cells = len(seeds) * sum(isinstance(x, KARMA) for x in found.values())
+    tell_hours("the atlas", cells * MINUTES)
     return {name: {"interest": value} for name, value in found.items()}
 
 

@@ -20,7 +20,6 @@ from dataclasses import replace
 
 from karmafunnel.benchmarks.studies import karma_atlas as atlas
 from karmafunnel.benchmarks.studies.karma_controls import sentence_encoder
-from karmafunnel.files import say
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, RandomVectors
 from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM
@@ -77,8 +76,7 @@ def values(log: Log) -> dict[str, Embedder]:
 def tell_hours(embedders: Iterable[Embedder], seeds: int) -> None:
     """Say how long the cells of these take."""
     each = [MINUTES[x.items][x.gen > 0] for x in embedders if isinstance(x, KARMA)]
-    hours = seeds * sum(each) / 60
-    say(f"SmolLM2: all cells take about {hours:.1f} hours of one core")
+    atlas.tell_hours("SmolLM2", seeds * sum(each))
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:

@@ -39,7 +39,7 @@ from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, put_weights, seeded
-from ..weights import opening, plain
+from ..weights import finite, opening, plain
 
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,18 +47,6 @@ TOKEN = number(Bound(0, 10_000_000))
 # of a model, as JSON
 DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}
 SAVE_EVERY = 100  # steps of language training between two checkpoints
-
-
-def finite(vectors: np.ndarray, model: TextModel) -> np.ndarray:
-    """Vectors of texts; raises KarmafunnelError where some are no numbers, as those of damaged
-    weights, or of float16 that overflows.
-    """
-    wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
-    if wrong:
-        who = f"{type(model.model).__name__} {model.facts.get('source', '')}".strip()
-        found = f"NaN or infinity in those of {wrong:,} of {len(vectors):,} texts"
-        raise KarmafunnelError(who, needs="vectors of numbers", found=found)
-    return vectors
 
 
 class FusedNorm(Qwen3RMSNorm):
@@ -102,6 +90,11 @@ class TextModel(ABC):
     @property
     def config(self) -> PretrainedConfig:
         return self.model.config
+
+    @property
+    def title(self) -> str:
+        """Its class and where it came from, as errors name it."""
+        return f"{type(self.model).__name__} {self.facts.get('source', '')}".strip()
 
     @property
     def context(self) -> int | None:
@@ -341,7 +334,7 @@ def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
             lm, torch.from_numpy(ids[rows]).to(lm.device), torch.from_numpy(there).to(lm.device)
         )
         out[rows] = x.float().cpu().numpy()
-    return finite(out, lm)
+    return finite(out, lm.title, "texts")
 
 
 def perplexity(lm: LM, texts: list[str], most: int) -> float:

@@ -21,8 +21,8 @@ from ...files import read_json
 from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
-from ..weights import check_source, check_whole, opening, plain, source_of
-from .backbone import TOKEN, TextModel, finite
+from ..weights import check_source, check_whole, finite, opening, plain, source_of
+from .backbone import TOKEN, TextModel
 from .checkpoint import backend_of, must_be_here
 from .frozen import After, FrozenText
 
@@ -83,7 +83,7 @@ class Sentences(TextModel):
             there = np.arange(ids.shape[1]) < lengths[rows, None]
             given = (torch.from_numpy(x).to(self.device) for x in (ids[rows], there))
             out[rows] = self.pool(*given).cpu().numpy()
-        return finite(out, self)
+        return finite(out, self.title, "texts")
 
     def describe(self) -> dict[str, Any]:
         tokenizer = self.tokenizer.to_str()

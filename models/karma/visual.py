@@ -28,7 +28,7 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
-from ..weights import check_source, check_whole, opening, source_of
+from ..weights import check_source, check_whole, finite, opening, source_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,11 +210,7 @@ def from_model(
             .cpu()
             .numpy()
         )
-    found = np.concatenate(parts)
-    if wrong := int((~np.isfinite(found).all(axis=1)).sum()):
-        told = f"NaN or infinity in those of {wrong:,} of {len(found):,} images"
-        raise KarmafunnelError(who, needs="features that are numbers", found=told)
-    return found
+    return finite(np.concatenate(parts), who, "images")
 
 
 class Encoder(nn.Module):

@@ -134,9 +134,7 @@ class Effect:
     @property
     def p(self) -> float:
         """Two-sided p of "no difference", looked at once; 1 if value and error are 0."""
-        if self.error == 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+        return two_sided_p(self.value, self.error, self.freedom)
 
     @property
     def lift(self) -> float:
@@ -155,6 +153,13 @@ class Effect:
         middle = self.treated * self.control - q2 * self.covariance
         root = np.sqrt(max(middle**2 - square * (self.treated**2 - q2 * w), 0.0))
         return float((middle - root) / square) - 1, float((middle + root) / square) - 1
+
+
+def two_sided_p(value: float, error: float, freedom: float) -> float:
+    """p of "the true value is 0" by Student's t; 1 if value and error are 0."""
+    if error == 0:
+        return float(value == 0)
+    return float(2 * stats.t.sf(abs(value) / error, freedom))
 
 
 def linearised(total: np.ndarray, per: np.ndarray | None) -> np.ndarray:

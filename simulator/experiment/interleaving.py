@@ -18,7 +18,7 @@ from scipy import stats
 from ...bounds import check_bound, check_switch
 from ...errors import KarmafunnelError
 from ...typed import Typed
-from .effects import ROUNDING, Outcomes, half_widths
+from .effects import ROUNDING, Outcomes, half_widths, two_sided_p
 
 BLOCK = 8_192  # requests whose lists are compared at once
 SIDES = ("A", "B")
@@ -225,9 +225,7 @@ class Preference:
     @property
     def p(self) -> float:
         """Two-sided p of "no preference", looked at once; 1 if value and error are 0."""
-        if self.error == 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.users - 1))
+        return two_sided_p(self.value, self.error, self.users - 1)
 
 
 @dataclass(frozen=True, eq=False)
