@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -47,6 +47,13 @@ class Hidden:
         return trials, successes
 
 
+class Chances(Protocol):
+    """What draws numbers between 0 and 1, such as NumPy's Generator."""
+
+    def random(self, size: Any) -> Any:
+        """Uniform numbers of that shape."""
+
+
 Answer = Callable[[int, np.ndarray], np.ndarray]  # slot, P(click) (n,) -> clicked (n,)
 
 
@@ -63,7 +70,7 @@ class ClickModel(Typed, ABC):
         """P(click | clicks above) of every slot: (n, k) float64; clicks (n, k) bool."""
 
     @abstractmethod
-    def draw(self, shown: Shown, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, shown: Shown, rng: Chances) -> np.ndarray:
         """Clicks of every list, (n, k) bool: always as many numbers of `rng` for n lists."""
 
     @abstractmethod
@@ -137,7 +144,7 @@ class Single(ClickModel):
         check_clicks(shown, clicks)
         return self.walk(shown, lambda i, _: clicks[:, i])[0] * shown.attraction
 
-    def draw(self, shown: Shown, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, shown: Shown, rng: Chances) -> np.ndarray:
         chance = rng.random((shown.n, shown.k))
         clicks = np.zeros((shown.n, shown.k), dtype=bool)
 

@@ -20,7 +20,7 @@ from ...bounds import SHARE, check_bound, several
 from ...errors import KarmafunnelError, quoted
 from ...typed import positional
 from .click_lists import Shown, log_chance
-from .click_protocol import ClickModel, Hidden, Single
+from .click_protocol import Chances, ClickModel, Hidden, Single
 
 
 @dataclass(frozen=True, repr=False)
@@ -338,7 +338,7 @@ class Mixture(ClickModel):
                 np.logaddexp.reduce(log_likelihood + np.log(self.weights)[:, None], axis=0)
             )
 
-    def draw(self, shown: Shown, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, shown: Shown, rng: Chances) -> np.ndarray:
         ends = np.cumsum(self.weights)
         kind = np.searchsorted(ends[:-1], rng.random(shown.n), side="right")
         drawn = np.stack([model.draw(shown, rng) for model in self.models])
