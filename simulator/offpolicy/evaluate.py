@@ -64,13 +64,40 @@ def evaluate(
             f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
         )
     choice = choice_of(run, log, lists)
+    who = f"off-policy estimates of {run.name} by {policy!r}"
+    unseen = never_shown(log, choice, policy)
+    return judge(lists, choice, policy, unseen, who, estimators, None, resamples, seed)
+
+
+def judge(
+    lists: LoggedLists,
+    choice: Choice,
+    policy: Policy,
+    unseen: np.ndarray,
+    who: str,
+    estimators: Mapping[str, Estimator] = ESTIMATORS,
+    slot: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """What lists that a log showed say of a policy that would choose from `choice`.
+
+    Args:
+        unseen: of each request, the share of the policy that the log never shows, (n,).
+        who: what errors name.
+        slot: weights of each slot alone, (n, k), where they are known.
+
+    Raises:
+        KarmafunnelError: where every estimator is refused.
+    """
     evaluated = policy.steps(choice.candidates)
     prefix = np.cumprod(evaluated / lists.propensity, axis=1)
     weights: dict[Of, np.ndarray] = {
         "list": np.repeat(prefix[:, -1:], prefix.shape[1], axis=1),
         "prefix": prefix,
     }
-    unseen = never_shown(log, choice, policy)
+    if slot is not None:
+        weights["slot"] = slot
     support = {kind: Support.of(x[:, -1], unseen) for kind, x in weights.items()}
     told = guess(lists, choice, policy, seed)
     logged = Logged(
@@ -84,7 +111,7 @@ def evaluate(
         if prefix.shape[1] > 1 or not says_the_same(value)
     }
     if all(refused.values()):
-        support["list"].check(f"off-policy estimates of {run.name} by {policy!r}", FEWEST)
+        support["list"].check(who, FEWEST)
     asked = {name: estimators[name].of(logged) for name, why in refused.items() if not why}
     own = mean(lists.reward.sum(axis=1), logged)
     clusters = int(lists.cluster.max(initial=-1)) + 1
