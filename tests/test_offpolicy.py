@@ -383,7 +383,7 @@ def test_estimates_that_nothing_carries_are_refused(logged: tuple[Log, Run]) -> 
         log.exposures.with_columns(propensity=pl.lit(None, pl.Float64)),
         log.meta,
     )
-    with pytest.raises(KarmafunnelError, match="propensity needs a number above 0 in every row"):
+    with pytest.raises(KarmafunnelError, match="propensity needs a number above 0, at most 1, in every row"):
         reading.lists_of(run, holes, "clicks")
     with pytest.raises(KarmafunnelError, match="purchases"):
         reading.lists_of(run, log, "purchases")

@@ -29,6 +29,12 @@ from .parameters import Number, folder, json_flag, open_log, out, seed_option, v
 @click.option(
     "--reward", type=click.Choice(list(REWARDS)), default="clicks", help="What a slot earns."
 )
+@click.option(
+    "--propensity",
+    type=click.Choice(["log", "estimated"]),
+    default="log",
+    help="Probabilities of what was shown: those of the log, or estimated from its lists.",
+)
 @click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
 @seed_option
 @json_flag
@@ -39,6 +45,7 @@ def ope(
     temperature: float | None,
     exploration: float | None,
     reward: str,
+    propensity: str,
     slots: int | None,
     seed: int,
     as_json: bool,
@@ -47,12 +54,13 @@ def ope(
     """Estimate off-policy what the funnel of a Run would have earned a request, had it drawn the
     lists of the log.
 
-    The log must tell with which probability it showed each item. First the support: on how many
-    requests the estimates rest. An estimator without support is refused. Without --temperature and
-    --exploration the funnel shows its best items, always.
+    The log must tell with which probability it showed each item, or show few items so often that
+    this can be estimated. First the support: on how many requests the estimates rest. An estimator
+    without support is refused. Without --temperature and --exploration the funnel shows its best
+    items, always.
     """
     from ..measure.run import Run
-    from ..offpolicy.estimate_tables import estimates_table, support_table
+    from ..offpolicy.estimate_tables import estimates_table, support_table, warnings
     from ..offpolicy.evaluate import evaluate
     from ..offpolicy.policies import BestOrRandom, PlackettLuce
     from ..report.table import print_table
@@ -60,11 +68,21 @@ def ope(
     if temperature is not None and exploration is not None:
         raise KarmafunnelError("ope", needs="--temperature or --exploration", found="both of them")
     policy = BestOrRandom(exploration or 0.0) if temperature is None else PlackettLuce(temperature)
-    found = evaluate(Run.open(run), open_log(log), policy, reward, slots, seed=seed)
+    found = evaluate(
+        Run.open(run),
+        open_log(log),
+        policy,
+        reward,
+        slots,
+        seed=seed,
+        estimated=propensity == "estimated",
+    )
     if as_json:
         support = {kind: asdict(one) for kind, one in found.support.items()}
         told = {"policy": repr(policy), "reward": reward, "slots": slots, "requests": found.n}
-        print(json.dumps(told | {"support": support, "logged": found.logged, "rows": found.rows}))
+        told |= {"propensity": propensity}
+        said = {"support": support, "logged": found.logged, "rows": found.rows}
+        print(json.dumps(told | said | {"marks": warnings(found)}))
         return
     print_table(support_table(found), out, verbose)
     print_table(estimates_table(found, policy, reward), out, verbose)

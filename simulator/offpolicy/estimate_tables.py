@@ -6,6 +6,7 @@ from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .evaluate import Evaluation
 from .policies import Policy
+from .propensities import OFF
 
 KINDS = {
     "list": "whole lists (IPS, SNIPS, replay method)",
@@ -42,10 +43,22 @@ def support_table(found: Evaluation) -> Table:
 
 
 def warnings(found: Evaluation) -> list[str]:
-    """A sentence for each kind of weight whose mean is far from 1, and one for the narrowest."""
-    told = [
+    """A sentence for each thing that makes the estimates less than they seem."""
+    told = []
+    if found.estimated:
+        told.append(
+            "Propensities are ESTIMATED, by slot, item and this funnel's score: right only if the "
+            "log chose by these and by chance, among all items that it shows."
+        )
+    if found.off > OFF:
+        told.append(
+            f"Weights are {found.off:.1f} standard errors above the mean that right propensities "
+            "give them: those of the log are too small."
+        )
+    told += [
         f"Weights of {KINDS[kind]} have mean {number(one.mean)}, not 1: the funnel shows lists "
         "that the log does not. IPS and RIPS count them as earning nothing, DR as the model says."
+        + (f" The first request where it does: {found.outside!r}." if found.outside else "")
         for kind, one in found.support.items()
         if not FAR[0] <= one.mean <= FAR[1]
     ]

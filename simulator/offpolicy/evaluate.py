@@ -14,6 +14,7 @@ from ..measure.intervals import interval, resample
 from ..measure.run import Run
 from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
 from .policies import Policy
+from .propensities import OFF, balance, shown_share, with_estimates
 from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess
 from .support import Support
@@ -25,13 +26,18 @@ FEWEST = 10.0  # effective requests below which an estimate is refused
 class Evaluation:
     """rows: one an estimator (name, value, low, high, difference to what the log earned with its
     interval, effective, refused). logged: what the log earned a request. support: by kind of
-    weight.
+    weight. off: by how many standard errors the weights are above the mean that right propensities
+    give them. estimated: whether the propensities are estimated. outside: the first request whose
+    list the policy never shows.
     """
 
     rows: list[dict[str, Any]]
     logged: dict[str, Any]
     support: dict[Of, Support]
     n: int
+    off: float = 0.0
+    estimated: bool = False
+    outside: str | None = None
 
 
 def evaluate(
@@ -43,30 +49,35 @@ def evaluate(
     estimators: Mapping[str, Estimator] = ESTIMATORS,
     resamples: int = 1000,
     seed: int = 0,
+    estimated: bool = False,
 ) -> Evaluation:
     """What the Run's funnel would have earned a request, drawing its lists by `policy`.
 
     Args:
         slots: only the first so many of each list; None for all.
+        estimated: whether propensities are estimated, not read from the log.
 
     Raises:
         KarmafunnelError: as `lists_of`; for another log than that of the Run; where no list of the
-            log is one that the policy may show, so that every estimator is refused.
+            log is one that the policy may show, so that every estimator is refused; where
+            propensities cannot be estimated.
     """
     own_log = run.meta["log"]
     if own_log.get("checksum") != log.checksum:
         needed = f"the log that the Run replayed ({own_log['name']}, {own_log.get('checksum')})"
         found = f"{log.name}, {log.checksum}"
         raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=found)
-    lists = first(lists_of(run, log, reward), slots)
+    lists = first(lists_of(run, log, reward, not estimated), slots)
     if not len(lists.item):
         raise KarmafunnelError(
             f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
         )
     choice = choice_of(run, log, lists)
     who = f"off-policy estimates of {run.name} by {policy!r}"
+    if estimated:
+        lists = with_estimates(lists, choice, seed, who)
     unseen = never_shown(log, choice, policy)
-    return judge(lists, choice, policy, unseen, who, estimators, None, resamples, seed)
+    return judge(lists, choice, policy, unseen, who, estimators, None, resamples, seed, estimated)
 
 
 def judge(
@@ -79,6 +90,7 @@ def judge(
     slot: np.ndarray | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    estimated: bool = False,
 ) -> Evaluation:
     """What lists that a log showed say of a policy that would choose from `choice`.
 
@@ -88,10 +100,21 @@ def judge(
         slot: weights of each slot alone, (n, k), where they are known.
 
     Raises:
-        KarmafunnelError: where every estimator is refused.
+        KarmafunnelError: where every estimator is refused, and where estimated propensities give
+            weights that cannot be right.
     """
     evaluated = policy.steps(choice.candidates)
     prefix = np.cumprod(evaluated / lists.propensity, axis=1)
+    off = balance(prefix, shown_share(lists, choice, policy), lists)
+    worst = int(np.abs(off).argmax())
+    if estimated and abs(off[worst]) > OFF:
+        raise KarmafunnelError(
+            who,
+            what="estimated propensities",
+            needs=f"weights within {OFF:g} standard errors of their mean",
+            found=f"{off[worst]:+.1f} in slot {worst + 1}: the log chose by more than slot, item "
+            "and this funnel's score",
+        )
     weights: dict[Of, np.ndarray] = {
         "list": np.repeat(prefix[:, -1:], prefix.shape[1], axis=1),
         "prefix": prefix,
@@ -110,8 +133,10 @@ def judge(
         for name, value in estimators.items()
         if prefix.shape[1] > 1 or not says_the_same(value)
     }
+    never = np.flatnonzero(prefix[:, -1] == 0)
+    outside = str(lists.request_id[int(never[0])]) if len(never) else None
     if all(refused.values()):
-        support["list"].check(who, FEWEST)
+        support["list"].check(who, FEWEST, outside)
     asked = {name: estimators[name].of(logged) for name, why in refused.items() if not why}
     own = mean(lists.reward.sum(axis=1), logged)
     clusters = int(lists.cluster.max(initial=-1)) + 1
@@ -126,7 +151,13 @@ def judge(
         rows[name] |= {"difference": value - own.value, "d_low": gap[0], "d_high": gap[1]}
     low, high = interval(earned)
     return Evaluation(
-        list(rows.values()), {"value": own.value, "low": low, "high": high}, support, own.n
+        list(rows.values()),
+        {"value": own.value, "low": low, "high": high},
+        support,
+        own.n,
+        float(off.max()),
+        estimated,
+        outside,
     )
 
 

@@ -36,10 +36,11 @@ class LoggedLists:
         return self.item >= 0
 
 
-def lists_of(run: Run, log: Log, reward: str) -> LoggedLists:
+def lists_of(run: Run, log: Log, reward: str, recorded: bool = True) -> LoggedLists:
     """The lists that the log showed at the requests of the Run.
 
     Args:
+        recorded: whether propensities are read; else they are NaN.
         reward: "clicks", "purchases" or "money" (of purchases; of clicks where the log has no
             purchase).
 
@@ -48,11 +49,15 @@ def lists_of(run: Run, log: Log, reward: str) -> LoggedLists:
             lacks the reward.
     """
     who = f"off-policy estimates on log {log.name}"
-    for what in ("exposures", "propensity"):
-        if not log.has(what):
-            needs = {"exposures": "lists that were shown", "propensity": "the probability of each"}
-            hint = "" if what == "exposures" else "propensity in exposures.parquet"
-            raise KarmafunnelError(who, needs=needs[what], found="none in this log", hint=hint)
+    if not log.has("exposures"):
+        raise KarmafunnelError(who, needs="lists that were shown", found="none in this log")
+    if recorded and not log.has("propensity"):
+        raise KarmafunnelError(
+            who,
+            needs="the probability of each",
+            found="none in this log",
+            hint="propensity in exposures.parquet, or --propensity estimated",
+        )
     own = run.read("requests", "request_id")
     number = pl.DataFrame({"request_id": log.request_ids}).with_row_index("request")
     requests = own.join(number, on="request_id", how="inner", maintain_order="left")
@@ -63,12 +68,15 @@ def lists_of(run: Run, log: Log, reward: str) -> LoggedLists:
     item_number = pl.DataFrame({"item_id": log.item_ids}).with_row_index("item")
     rows = rows.join(item_number, on="item_id", how="left", maintain_order="left")
     rows = rows.with_columns(slot=pl.int_range(pl.len()).over("row"))
-    wrong = rows.filter(~(pl.col("propensity") > 0).fill_null(False))
-    if wrong.height:
+    if not recorded:
+        rows = rows.with_columns(propensity=pl.lit(float("nan")))
+    inside = (pl.col("propensity") > 0) & (pl.col("propensity") <= 1)
+    wrong = rows.filter(~inside.fill_null(False))
+    if recorded and wrong.height:
         raise KarmafunnelError(
             who,
             what="propensity",
-            needs="a number above 0 in every row with a position",
+            needs="a number above 0, at most 1, in every row with a position",
             found=f"{wrong['propensity'][0]} in {wrong.height:,} of {rows.height:,} rows, such as "
             f"request {wrong['request_id'][0]!r}",
         )

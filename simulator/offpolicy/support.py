@@ -39,13 +39,17 @@ class Support:
             float(unseen.mean()) if len(unseen) else 0.0,
         )
 
-    def check(self, who: str, fewest: float = 10.0) -> None:
-        """Raises KarmafunnelError where an estimate would rest on fewer than so many requests."""
+    def check(self, who: str, fewest: float = 10.0, outside: str | None = None) -> None:
+        """Raises KarmafunnelError where an estimate would rest on fewer than so many requests.
+
+        outside: the first request whose list the policy never shows.
+        """
         if self.effective < fewest:
+            first = f"; the first list that it never shows: request {outside!r}" if outside else ""
             raise KarmafunnelError(
                 who,
                 needs=f"an effective sample size of {fewest:g}: lists of the log that the "
                 "evaluated policy shows as well",
                 found=f"{self.effective:.2g} of {self.n:,} requests; {self.unseen:.0%} of what it "
-                "shows never stands in the log",
+                f"shows never stands in the log{first}",
             )
