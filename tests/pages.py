@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.formats import page as table_page
+from karmafunnel.simulator.likeness.card import Card
+from karmafunnel.simulator.likeness.judging import Answer, Drawing
 from karmafunnel.simulator.load.arrivals import Trace
 from karmafunnel.simulator.load.capacity import Plan
 from karmafunnel.simulator.load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile
@@ -24,6 +26,7 @@ from karmafunnel.simulator.measure.describe import describe
 from karmafunnel.simulator.report.attention_plot import attention_figure
 from karmafunnel.simulator.report.attribution_plot import attribution_figure
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
+from karmafunnel.simulator.report.likeness_page import write_html as write_card
 from karmafunnel.simulator.report.load_page import load_page
 from karmafunnel.simulator.report.log_page import write_html
 from karmafunnel.simulator.report.page import write_page
@@ -170,6 +173,12 @@ def write_all(folder: Path, words: Words, out: Path) -> dict[str, Path]:
         }
     log = Log.open(folder / "log")
     pages["describe"] = write_html(log, describe(log), out / "describe.html")
+    bars = Drawing({"real": (np.array([words("popular")]), np.array([0.5]))}, words("share"), "", "bar")
+    away = ((words("price level"), 0.1),)
+    answers = [Answer(words("price paid"), words("price"), "KS", "FAIL", *(0.5,) * 6, words("why"), bars, away)]
+    answers.append(Answer(words("order"), "", "KS", "n/a", why=words("no lists")))
+    card = Card(words("real"), words("simulated"), ((40, 10), (40, 10), None), tuple(answers))
+    pages["likeness"] = write_card(card, out / "likeness.html")
     shop = make_shop()
     kinds = pl.Series("category", [[words(f"c{i % 3}")] for i in range(shop.n_items)])
     shop = Log.make(shop.items.with_columns(kinds), shop.requests, shop.exposures, shop.meta)

@@ -31,6 +31,7 @@ ORDER = [
     "simulator.datasets",
     "simulator.measure",
     "simulator.replay",
+    "simulator.likeness",
     "simulator.load",
     "simulator.experiment",
     "simulator.report",

@@ -34,7 +34,7 @@ from pages import HOSTILE, benign, hostile, material, write_all
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("report of one Run", "report of three Runs", "describe", "describe a shop", "load", "profile", "table", "curve", "attention",
+NAMES = ("report of one Run", "report of three Runs", "describe", "likeness", "describe a shop", "load", "profile", "table", "curve", "attention",
          "attribution", "pareto")  # fmt: skip
 OURS = {"<b>", "</b>", "<br>", "<extra>", "</extra>"}  # what `rich` may put into a figure
 ROOT = Path(karmafunnel.__file__).parent
@@ -54,7 +54,7 @@ def test_every_page_is_walked(made):
     assert tuple(made["hostile"]) == NAMES
     code = [*ROOT.glob("simulator/report/*.py"), *ROOT.glob("simulator/ablation/*.py")]
     writers = {path.stem for path in code if re.search(r"\b(write_page|write_curve|render)\(", path.read_text())}
-    assert writers == {"run_page", "log_page", "load_page", "profile_page", "attention_plot", "curves", "page", "formats"}
+    assert writers == {"run_page", "log_page", "likeness_page", "load_page", "profile_page", "attention_plot", "curves", "page", "formats"}
 
 
 class Structure(HTMLParser):

@@ -59,6 +59,7 @@ COMMANDS: dict[str, str] = {
     "measure": "measure plain HR@10",
     "compare": "compare plain other HR@10",
     "ope": "ope plain --log small --exploration 0.9 --slots 2",
+    "likeness": "likeness small small --out new",
     "report": "report plain --out new",
     "queue": "queue services.toml --rate 200 --requests 500 --out new",
     "timeline": "timeline simulation 5",

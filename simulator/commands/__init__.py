@@ -32,6 +32,7 @@ SECTIONS = {
         "measure": ("figures", "Measures of a Run, stage by stage, with 95% intervals."),
         "compare": ("figures", "Compare two Runs of one log, paired on the same requests."),
         "ope": ("estimates", "Estimate off-policy what a Run's funnel would have earned."),
+        "likeness": ("cards", "How true a simulated log is to a real one: a report card."),
         "gate": ("gates", "A funnel change as a CI check: is the new Run not worse than the old?"),
         "export": ("exports", "Write for other tools: TREC, RecBole, CSV, MLflow."),
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
