@@ -70,6 +70,7 @@ BOUNDS = {
     "world_items": Bound(50, 10_000_000),
     "world_users": Bound(1, 10_000_000),
     "world_requests": Bound(10, 100_000_000),
+    "world_days": Bound(1, 36_500),
     "semantic": SHARE,
     "exploration": SHARE,
     # off-policy estimates

@@ -61,9 +61,7 @@ def at_random(shop: Shop, visits: Visits) -> np.ndarray:
     return np.where(np.take_along_axis(score, slates, axis=1) >= 0, slates, -1)
 
 
-def run(
-    shop: Shop, days: int, serve: Serve = logged
-) -> list[tuple[Visits, np.ndarray, Answers]]:
+def run(shop: Shop, days: int, serve: Serve = logged) -> list[tuple[Visits, np.ndarray, Answers]]:
     rounds = []
     for day in range(days):
         for visits in shop.day(day):
@@ -131,7 +129,10 @@ BAD = [
     (lambda: Marketplace(wants=Taste()), "Marketplace: wants needs"),
     (lambda: Marketplace(rhythm=None), "Marketplace: rhythm needs a Rhythm, found None"),
     (lambda: Marketplace(drift=0.9), "Marketplace: drift needs a Drift or None, found 0.9"),
-    (lambda: Marketplace(browsing=PBM([1.0] * 9)), "PBM: needs examination of 24 slots, found of 9"),
+    (
+        lambda: Marketplace(browsing=PBM([1.0] * 9)),
+        "PBM: needs examination of 24 slots, found of 9",
+    ),
     (lambda: Marketplace(browsing=Cascade()), "clicks needs less than 1, what its lists of 24"),
     (lambda: Marketplace(purchases=2.0), "purchases needs less than clicks, 1.8, found 2"),
     (lambda: Marketplace(clicks=float("nan")), "clicks needs a number above 0 .* found nan"),
@@ -167,7 +168,7 @@ def test_rounds_are_answered_in_turn():
     shop = open_small()
     rounds = shop.day(0)
     visits = next(rounds)
-    with pytest.raises(KarmafunnelError, match="that day.. gave last, once, found other visits"):
+    with pytest.raises(KarmafunnelError, match="gave last, once, found other visits"):
         shop.answer(visits.rows(slice(0, 2)), items[:2])
     for wrong, message in [
         (items[:-1], r"items needs lists \(\d+, k\), found an array"),
@@ -191,7 +192,7 @@ def test_rounds_are_answered_in_turn():
 def test_draws_are_uniform_and_of_their_own():
     draws = Draws(7, 3, 1, np.arange(20_000))
     u = draws.random("click", 4)
-    assert 0 < u.min() and u.max() < 1
+    assert u.min() > 0 and u.max() < 1
     assert abs(u.mean() - 0.5) < 0.005
     assert np.abs(np.corrcoef(u.T) - np.eye(4)).max() < 0.03
     assert np.abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
@@ -352,9 +353,7 @@ def test_a_better_slate_earns_more():
             for of in (lambda a: a.clicked, lambda a: a.bought, lambda a: a.expected_gmv)
         ]
     for worse, better in (("at_random", "logged"), ("logged", "best")):
-        assert all(
-            y > 1.2 * x for x, y in zip(earned[worse], earned[better], strict=True)
-        ), earned
+        assert all(y > 1.2 * x for x, y in zip(earned[worse], earned[better], strict=True)), earned
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...errors import KarmafunnelError
 from ...files import LOG, PAGE, read_json
@@ -31,6 +32,7 @@ from .parameters import (
 
 if TYPE_CHECKING:
     from ...checks import Check
+    from ..world.simulate import Simulation
 
 
 @click.command()
@@ -212,7 +214,15 @@ def print_next(log: Path) -> None:
     "--requests",
     type=Number("world_requests"),
     default=4000,
-    help="How many requests, over 30 days.",
+    help="How many requests, over 30 days; with --recipe, over as many days as it takes.",
+)
+@click.option(
+    "--recipe",
+    type=folder,
+    help="Simulate the `marketplace` that this Python file exports.",
+)
+@click.option(
+    "--days", type=Number("world_days"), help="With --recipe: days, in place of --requests."
 )
 @seed_option
 @click.option(
@@ -234,23 +244,57 @@ def print_next(log: Path) -> None:
 )
 @click.option("--images", is_flag=True, help="Render product images as well.")
 @force_flag
-def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
+def world(
+    log: Path,
+    catalogue: Path | None,
+    recipe: Path | None,
+    days: int | None,
+    force: bool,
+    **asked: Any,
+) -> None:
     """Generate a marketplace with known relevance and write its log. Its hidden state, such as
     utilities and propensities, is written next to the log.
     """
     from ..world import generate
 
     start = time.perf_counter()
-    claimed(log, LOG, catalogue, force=force)
+    claimed(log, LOG, *filter(None, (catalogue, recipe)), force=force)
     given = None
     if catalogue is not None:
         found = read(catalogue)
         given = Catalogue(found.items, found.meta)
-    made = generate(catalogue=given, **asked)
-    made.write(log)
+    if recipe is not None:
+        simulated(recipe, days, given, **asked).write(log)
+    elif days is not None:
+        raise KarmafunnelError("world", what="--days", needs="--recipe", found="none")
+    else:
+        generate(catalogue=given, **asked).write(log)
     counts = read_json(log / "log.json")["counts"]
     out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
     err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+def simulated(
+    recipe: Path, days: int | None, catalogue: Catalogue | None, **asked: Any
+) -> Simulation:
+    """The marketplace of a recipe, simulated; raises KarmafunnelError for options that it has in
+    itself.
+    """
+    from ..replay.market_recipe import load_marketplace
+    from ..world import simulate
+
+    source = click.get_current_context().get_parameter_source
+    typed = [name for name in asked if source(name) is not ParameterSource.DEFAULT]
+    for name in ("semantic", "exploration", "images"):
+        if name in typed:
+            needs = "a World without --recipe, whose file says such things"
+            raise KarmafunnelError("world", what=f"--{name}", needs=needs, found="both")
+    marketplace, text = load_marketplace(recipe)
+    requests = asked["requests"] if days is None or "requests" in typed else None
+    sizes = {name: asked[name] for name in ("items", "users", "seed")}
+    return simulate(
+        marketplace, days=days, requests=requests, catalogue=catalogue, recipe=text, **sizes
+    )
 
 
 @click.command()

@@ -16,7 +16,8 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ EXPORTS = (
 )
 SEEDS = (0, 1, 2)
 LABELS = ("click", "purchase")
+ROOMS = ("stages", "models")  # what recipes of funnels import from
 MOST_CHOSEN = 10**15  # of a number that a search may choose
 
 
@@ -237,13 +239,8 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
     Raises:
         KarmafunnelError: naming the file, whatever the code raises.
     """
-    who = f"recipe {path}"
-    module = ModuleType(f"{RECIPE_MODULE}{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
     values: dict[str, Any] = {}
-    try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+    with running(path, text) as module:
         for export in EXPORTS:
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
@@ -252,6 +249,26 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
         values["funnel"] = as_funnel(values["funnel"])
         values["function"] = getattr(module, "funnel", None)
+    return values
+
+
+@contextmanager
+def running(path: Path, text: str, rooms: Sequence[str] = ROOMS) -> Iterator[ModuleType]:
+    """The module of a recipe's text, which is run; inside, its functions may be called.
+
+    Args:
+        rooms: folders of the package whose names a wrong name may have meant.
+
+    Raises:
+        KarmafunnelError: naming the file, whatever the code raises.
+    """
+    who = f"recipe {path}"
+    module = ModuleType(f"{RECIPE_MODULE}{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(text, str(path), "exec"), module.__dict__)
+        yield module
     except KarmafunnelError as error:
         if str(error).startswith("recipe "):
             raise
@@ -262,9 +279,8 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
         needs = "to define its exports and end"
         raise KarmafunnelError(who, needs=needs, found=f"exit with {error.code!r}") from error
     except BaseException as error:  # whatever the recipe's code raises
-        where, hint = line_in(path, error), meant_name(error, module)
+        where, hint = line_in(path, error), meant_name(error, module, rooms)
         raise KarmafunnelError(f"{who}{where}: fails with {words_of(error)}", hint=hint) from error
-    return values
 
 
 def _with_choices(who: str, recipe: Recipe, values: Mapping[str, Any], log: Log) -> Recipe:
@@ -312,10 +328,10 @@ def line_in(path: Path, error: BaseException) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def meant_name(error: BaseException, module: ModuleType) -> str:
+def meant_name(error: BaseException, module: ModuleType, rooms: Sequence[str] = ROOMS) -> str:
     """What may have been meant by a name that is not there, and where it is defined."""
     if isinstance(error, TypeError):
-        return meant_argument(str(error), module)
+        return meant_argument(str(error), module, rooms)
     name = getattr(error, "name", None)
     if isinstance(error, AttributeError) and isinstance(name, str):
         if isinstance(error.obj, Stage) and hasattr(Funnel, name):
@@ -328,7 +344,7 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
     if isinstance(error, ImportError):
         asked = re.search(r"cannot import name '(\w+)'", str(error))
         name = asked.group(1) if asked else name.rpartition(".")[2]
-    known = offered()
+    known = offered(rooms)
     close = closest(name, {*known, *vars(module)})
     if not close:
         return ""
@@ -338,7 +354,7 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
     return f"did you mean {close}?" + (f" from {where} import {close}" if where else "")
 
 
-def meant_argument(message: str, module: ModuleType) -> str:
+def meant_argument(message: str, module: ModuleType, rooms: Sequence[str] = ROOMS) -> str:
     """What may have been meant by an argument that a class or function does not take, or has
     already.
     """
@@ -350,7 +366,7 @@ def meant_argument(message: str, module: ModuleType) -> str:
     if not told or "Did you mean" in message:  # Python 3.13 may say so itself
         return ""
     called, name = told.groups()
-    home = sys.modules.get(offered().get(called, ""), module)
+    home = sys.modules.get(offered(rooms).get(called, ""), module)
     try:
         takes = list(inspect.signature(getattr(home, called)).parameters)
     except (AttributeError, TypeError, ValueError):
@@ -359,10 +375,10 @@ def meant_argument(message: str, module: ModuleType) -> str:
     return close or f"{called} takes {', '.join(takes)}"
 
 
-def offered() -> dict[str, str]:
+def offered(rooms: Sequence[str] = ROOMS) -> dict[str, str]:
     """Names that a recipe may import, and the modules that define them; none is imported."""
     found = {"Row": f"{PACKAGE}.simulator.replay.recipe"}
-    for room in ("stages", "models"):
+    for room in rooms:
         for path in sorted((SHIPPED / room).rglob("*.py")):
             module = ".".join([PACKAGE, *path.relative_to(SHIPPED).with_suffix("").parts])
             for node in ast.parse(read_text(path)).body:

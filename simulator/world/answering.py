@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import KarmafunnelError
 from .marketplace import Marketplace
-from .scene import Scene
+from .place import Place
 from .visits import Visits
 from .wants import Fatigue
 
@@ -69,7 +69,7 @@ class Answers:
     truth: Truth
 
 
-def checked(scene: Scene, visits: Visits, slates: np.ndarray) -> np.ndarray:
+def checked(place: Place, visits: Visits, slates: np.ndarray) -> np.ndarray:
     """Lists as whole numbers (n, k); raises KarmafunnelError for what cannot be shown."""
     who, slates = "Shop", np.asarray(slates)
     if slates.ndim != 2 or len(slates) != len(visits) or slates.shape[1] == 0:
@@ -78,13 +78,13 @@ def checked(scene: Scene, visits: Visits, slates: np.ndarray) -> np.ndarray:
     if not np.issubdtype(slates.dtype, np.integer):
         raise KarmafunnelError(who, what="items", needs="whole numbers", found=slates.dtype)
     slates = slates.astype(np.int64)
-    if slates.size and (slates.min() < -1 or slates.max() >= scene.goods.n):
-        needed = f"row numbers up to {scene.goods.n - 1:,}, or -1"
+    if slates.size and (slates.min() < -1 or slates.max() >= place.goods.n):
+        needed = f"row numbers up to {place.goods.n - 1:,}, or -1"
         found = f"{slates.min():,} to {slates.max():,}"
         raise KarmafunnelError(who, what="items", needs=needed, found=found)
     order = np.sort(slates, axis=1)
     twice = (order[:, 1:] == order[:, :-1]) & (order[:, 1:] >= 0)
-    early = (slates >= 0) & (scene.goods.available[slates] >= visits.ts[:, None])
+    early = (slates >= 0) & (place.goods.available[slates] >= visits.ts[:, None])
     for items, wrong, needed in (
         (order[:, 1:], twice, "each item once in a list"),
         (slates, early, "items that have arrived"),
@@ -97,10 +97,10 @@ def checked(scene: Scene, visits: Visits, slates: np.ndarray) -> np.ndarray:
 
 
 def remember(
-    scene: Scene, marketplace: Marketplace, visits: Visits, slates: np.ndarray, answers: Answers
+    place: Place, marketplace: Marketplace, visits: Visits, slates: np.ndarray, answers: Answers
 ) -> None:
     """Clicks make items popular; purchases make them owned; satisfaction brings people back."""
-    state, returning = scene.state, marketplace.returning
+    state, returning = place.state, marketplace.returning
     np.add.at(state.clicks, slates[answers.clicked], 1.0)
     row, slot = np.nonzero(answers.bought)
     for at in np.unique(slot):  # users are distinct within a slot
@@ -117,12 +117,12 @@ def remember(
         state.mood[visits.user] += np.where(kept, returning.purchase, effect)
     fatigue = marketplace.want(Fatigue)
     if fatigue is not None:
-        tire(scene, visits, slates, answers.clicked, fatigue.slots)
+        tire(place, visits, slates, answers.clicked, fatigue.slots)
 
 
-def tire(scene: Scene, visits: Visits, slates: np.ndarray, clicked: np.ndarray, slots: int) -> None:
+def tire(place: Place, visits: Visits, slates: np.ndarray, clicked: np.ndarray, slots: int) -> None:
     """What stood in the first slots without a click is seen; what was clicked is not."""
-    state, user = scene.state, visits.user
+    state, user = place.state, visits.user
     first = np.where(clicked, -1, slates)[:, :slots]
     first = np.pad(first, ((0, 0), (0, slots - first.shape[1])), constant_values=-1)
     seen = state.seen[user]

@@ -20,8 +20,8 @@ from .draws import Draws, Stream
 from .frames import moments
 from .market import sigmoid
 from .marketplace import Marketplace
+from .place import Place
 from .queries import Words
-from .scene import Scene
 from .settlers import first_state, meet_people, place_goods
 from .shelving import LoggingEngine, Slates
 from .shoppers import DAY
@@ -35,7 +35,7 @@ PILOT = 512  # visits
 OPEN_TIME = Bound(0, 4_102_444_800_000)
 
 
-class Shop(Scene):
+class Shop(Place):
     """A running marketplace. Days are asked for one after another from 0, and every round of a day
     is answered once before the next:
 
@@ -44,16 +44,16 @@ class Shop(Scene):
             answers = shop.answer(visits, slates.items)
     """
 
-    def __init__(self, marketplace: Marketplace, scene: Scene, seed: int, start: int, named: float):
-        super().__init__(scene.goods, scene.people, scene.state)
+    def __init__(self, marketplace: Marketplace, place: Place, seed: int, start: int, named: float):
+        super().__init__(place.goods, place.people, place.state)
         self.marketplace, self.seed, self.start = marketplace, seed, start
-        self.words = Words(scene.goods.shelves, scene.people.mobile, named > 0)
+        self.words = Words(place.goods.shelves, place.people.mobile, named > 0)
         self.crowd = Crowd(self, marketplace, self.words, seed, start, named)
         self.engine = LoggingEngine(self, marketplace, start)
         self.click_bias = self.buy_bias = 0.0
-        self.items = scene.goods.shelves.items.with_columns(
+        self.items = place.goods.shelves.items.with_columns(
             pl.lit(None, dtype=pl.String).alias("image"),
-            moments(scene.goods.available).alias("available_from"),
+            moments(place.goods.available).alias("available_from"),
         )
         self._waiting: Visits | None = None
         self._answers: Answers | None = None
@@ -332,4 +332,4 @@ def open_shop(
     state = first_state(marketplace, goods, users, seed)
     # the nouns of a real catalogue are few: half of the searches say words of a title
     named = 0.0 if catalogue is None else 0.5
-    return Shop(marketplace, Scene(goods, people, state), seed, start, named)
+    return Shop(marketplace, Place(goods, people, state), seed, start, named)

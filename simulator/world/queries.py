@@ -20,10 +20,10 @@ class Phrases:
     """Texts of several words each: one is drawn at random."""
 
     def __init__(self, said: list[tuple[str, ...]]):
+        said = [tuple(text.lower() for text in one if text) for one in said]
         self.count = np.array([len(one) for one in said], dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.count)[:-1]]).astype(np.int64)
-        flat = [text.lower() for one in said for text in one]
-        self.texts = pl.Series(flat, dtype=pl.String)
+        self.texts = pl.Series([text for one in said for text in one], dtype=pl.String)
 
     def draw(self, row: np.ndarray, chance: np.ndarray) -> pl.Series:
         """A text of each row, null for rows below 0 and for rows without texts."""

@@ -8,7 +8,7 @@ from .catalogue import Shelves, taste_weights
 from .draws import Draws
 from .market import standard
 from .marketplace import Marketplace
-from .scene import Goods, People, State, blocks
+from .place import Goods, People, State, blocks
 from .shoppers import CROWDS, DAY, INTERESTS
 from .wants import Fatigue, Thrift
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .market import DEPARTMENT, ELSEWHERE, SECTION
 from .marketplace import Marketplace
-from .scene import Goods, Scene, blocks
+from .place import Goods, Place, blocks
 from .visits import Visits
 from .wants import Taste
 
@@ -92,8 +92,8 @@ def shortlists(goods: Goods, score: np.ndarray, there: np.ndarray, m: int) -> Sh
 class LoggingEngine:
     """The engine of a marketplace at work."""
 
-    def __init__(self, scene: Scene, marketplace: Marketplace, start: int):
-        self.scene, self.values = scene, marketplace.engine
+    def __init__(self, place: Place, marketplace: Marketplace, start: int):
+        self.place, self.values = place, marketplace.engine
         self.known = [want for want in marketplace.wants if want.known]
         self.lists = self.counted(start)
 
@@ -101,7 +101,7 @@ class LoggingEngine:
         """Short lists by the clicks so far, of items there at a time; kept for the requests to
         come.
         """
-        goods, clicks = self.scene.goods, self.scene.state.clicks
+        goods, clicks = self.place.goods, self.place.state.clicks
         fame = np.log1p(3.0 * clicks / (clicks.mean() + 1.0))
         score = self.values.popularity * fame + goods.misjudged
         self.lists = shortlists(goods, score, goods.available < midnight, self.values.shortlist)
@@ -123,10 +123,10 @@ class LoggingEngine:
         short = self.lists.tables[kind, visits.leaf]
         there = short >= 0
         items = np.where(there, short, 0)
-        price = self.scene.state.price[items]
+        price = self.place.state.price[items]
         estimate = self.lists.score[items]
         for want in self.known:
-            worth = want.worth(self.scene, visits, items, price)
+            worth = want.worth(self.place, visits, items, price)
             estimate = estimate + (self.values.knows if isinstance(want, Taste) else 1.0) * worth
         estimate += self.values.noise * visits.draws.normal("noise", items.shape[1])
         estimate = np.where(there, estimate, -np.inf).astype(np.float32)

@@ -11,8 +11,8 @@ import polars as pl
 
 from .draws import Draws
 from .marketplace import Marketplace
+from .place import Asked, Place, rows_of
 from .queries import Words
-from .scene import Asked, Scene, rows_of
 from .shoppers import DAY
 from .wants import Taste
 from .words import UNSAID
@@ -62,24 +62,24 @@ class Visits(Asked):
 
 
 class Crowd:
-    """Makes the visits of a scene, round by round."""
+    """Makes the visits of a place, round by round."""
 
     def __init__(
         self,
-        scene: Scene,
+        place: Place,
         marketplace: Marketplace,
         words: Words,
         seed: int,
         start: int,
         named: float,
     ):
-        self.scene, self.marketplace, self.words = scene, marketplace, words
+        self.place, self.marketplace, self.words = place, marketplace, words
         self.seed, self.start, self.named = seed, start, named
-        shelves = scene.goods.shelves
+        shelves = place.goods.shelves
         unsaid = [value.endswith(UNSAID) for value in shelves.values] + [True]
         brand = [value.startswith("brand=") for value in shelves.values] + [False]
         self.said = np.where(unsaid, 0.0, np.where(brand, OF_BRAND, OF_OTHER))
-        self.mass = np.cumsum(np.diff(scene.goods.first)).astype(float)
+        self.mass = np.cumsum(np.diff(place.goods.first)).astype(float)
         hours = np.concatenate([[0.0], np.cumsum(marketplace.rhythm.hours)])
         self.hours = hours / hours[-1]
         self.nouns = words.nouns.count > 0
@@ -92,7 +92,7 @@ class Crowd:
 
     def comers(self, day: int) -> np.ndarray:
         """Users who visit on a day: (n,) int64, ascending."""
-        people, state = self.scene.people, self.scene.state
+        people, state = self.place.people, self.place.state
         users = np.arange(people.n)
         weekday = (self.midnight(day) // DAY + 3) % 7  # 1970-01-01 was a Thursday
         rate = people.rate * self.marketplace.rhythm.week[weekday] * np.exp(state.mood)
@@ -141,7 +141,7 @@ class Crowd:
         wait = (LEAST + MEAN * draws.wait("wait")).astype(np.int64)
         ts = np.minimum(was.ts + wait, self.latest(before.day, draws.round))
         beside = draws.random("beside") < 0.5
-        other = np.where(beside, self.scene.goods.complement[was.leaf], self.interest(draws))
+        other = np.where(beside, self.place.goods.complement[was.leaf], self.interest(draws))
         leaf = np.where(again, was.leaf, other)
         dream = np.where(again, was.dream, -1)
         return self.made(draws, ts, leaf, dream, again | beside, sizes)
@@ -150,12 +150,12 @@ class Crowd:
 
     def interest(self, draws: Draws) -> np.ndarray:
         """One of the leaves that each shopper comes for, the dearest most often: (n,)."""
-        mine = self.scene.people.interests[draws.user]
+        mine = self.place.people.interests[draws.user]
         weight = np.broadcast_to((1.0 - NEAR) ** np.arange(mine.shape[1]), mine.shape)
         season = self.marketplace.season
         if season is not None:
             time = (self.midnight(draws.day) / DAY % 365.25) / 365.25
-            wave = np.cos(2.0 * np.pi * (time - self.scene.goods.peak))
+            wave = np.cos(2.0 * np.pi * (time - self.place.goods.peak))
             weight = weight * np.exp(season.strength * wave)[mine]
         ends = np.cumsum(weight, axis=1)
         place = (draws.random("interest")[:, None] * ends[:, -1:] > ends).sum(axis=1)
@@ -163,7 +163,7 @@ class Crowd:
 
     def to_restock(self, draws: Draws, ts: np.ndarray) -> np.ndarray:
         """The leaf of something bought before that is used up, -1 where there is none: (n,)."""
-        goods, state = self.scene.goods, self.scene.state
+        goods, state = self.place.goods, self.place.state
         own = state.bought[draws.user]
         fit = (own >= 0) & (state.bought_at[draws.user] < ts[:, None]) & goods.used_up[own]
         at = np.argmax(np.where(fit, draws.random("which", own.shape[1]), -1.0), axis=1)
@@ -212,21 +212,21 @@ class Crowd:
         """The item that each shopper has in mind, the best liked of some of its leaf; -1 where none
         is there: (n,).
         """
-        goods, taste = self.scene.goods, self.marketplace.want(Taste)
+        goods, taste = self.place.goods, self.marketplace.want(Taste)
         n_leaf = np.diff(goods.first)[leaf][:, None]
         at = goods.first[leaf][:, None] + draws.whole("dreamt", n_leaf, DREAMT)
         some = goods.by_leaf[np.minimum(at, goods.n - 1)]
         there = (n_leaf > 0) & (goods.available[some] < ts[:, None])
         score = draws.gumbel("dream", DREAMT)
         if taste is not None:
-            score = score + 2.0 * taste.liking(self.scene, draws.user, some)
+            score = score + 2.0 * taste.liking(self.place, draws.user, some)
         best = np.argmax(np.where(there, score, -np.inf), axis=1)
         row = np.arange(len(some))
         return np.where(there[row, best], some[row, best], -1)
 
     def wishes(self, draws: Draws, dream: np.ndarray) -> np.ndarray:
         """Attributes of the item in mind that are asked for: (n, 3), -1 for none."""
-        codes = self.scene.goods.codes[dream]
+        codes = self.place.goods.codes[dream]
         chance = draws.random("wish", codes.shape[1])
         said = (chance < self.said[codes]) & (dream >= 0)[:, None]
         count = np.cumsum(said, axis=1)

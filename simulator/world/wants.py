@@ -15,7 +15,7 @@ from ...bounds import SHARE, Bound, check_bound, needs, several
 from ...errors import KarmafunnelError, quoted
 from ...typed import Typed, positional
 from .market import DEPARTMENT, ELSEWHERE, SECTION
-from .scene import Asked, Scene
+from .place import Asked, Place
 from .shoppers import DAY
 
 WEIGHT = Bound(-100.0, 100.0)
@@ -30,7 +30,7 @@ class Want(Typed, ABC):
     known: ClassVar[bool] = False  # whether the shop's own engine can tell it
 
     @abstractmethod
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         """Its part of the utility of items (n, k), row numbers, at prices (n, k): (n, k)."""
 
 
@@ -49,17 +49,20 @@ class QueryMatch(Want):
     def __post_init__(self) -> None:
         needs(self, weight=WEIGHT)
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         goods = shop.goods
         leaf, wanted = goods.leaf[items], visits.leaf
         section = goods.section[leaf] == goods.section[wanted][:, None]
         department = goods.department[leaf] == goods.department[wanted][:, None]
         match = np.where(section, SECTION, np.where(department, DEPARTMENT, ELSEWHERE))
         match[leaf == wanted[:, None]] = 0.0
-        codes = goods.codes[items]
-        for one in visits.wishes.T:
-            if (one >= 0).any():
-                match += WISHED * (codes == one[:, None, None]).any(axis=2)
+        wishes = [one[:, None] for one in visits.wishes.T.astype(np.int32) if (one >= 0).any()]
+        met = np.zeros((len(wishes), *items.shape), dtype=bool)
+        for own in goods.codes.T if wishes else ():
+            code = own[items]
+            for hit, wish in zip(met, wishes, strict=True):
+                hit |= code == wish
+        match += WISHED * met.sum(axis=0)
         if visits.named.any():
             match += NAMED * (visits.named[:, None] & (items == visits.dream[:, None]))
         return np.asarray(self.weight * match)
@@ -83,10 +86,10 @@ class Taste(Want):
     def __post_init__(self) -> None:
         needs(self, weight=WEIGHT, semantic=SHARE)
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         return np.asarray(self.weight * self.liking(shop, visits.user, items))
 
-    def liking(self, shop: Scene, user: np.ndarray, items: np.ndarray) -> np.ndarray:
+    def liking(self, shop: Place, user: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The term in brackets, for users (n,) and items (n, k): (n, k)."""
         goods, state = shop.goods, shop.state
         own = state.taste[user]
@@ -117,7 +120,7 @@ class Loyalty(Want):
     def __post_init__(self) -> None:
         needs(self, weight=WEIGHT, again=WEIGHT, once=WEIGHT)
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         goods, state = shop.goods, shop.state
         worth = np.zeros(items.shape)
         mine = np.where(state.bought_at[visits.user] < visits.ts[:, None], 1, 0)
@@ -175,11 +178,11 @@ class Thrift(Want):
         ends = np.cumsum([share for share, _ in self.segments])[:-1]
         return np.asarray(np.searchsorted(ends, chance, side="right"))
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         return np.asarray(-self.weight * dearness(shop, visits, items, price))
 
 
-def dearness(shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+def dearness(shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
     """Price sensitivity * log(price / median price of that kind of product): (n, k); 0 where the
     marketplace has no `Thrift`.
     """
@@ -211,7 +214,7 @@ class Fatigue(Want):
         """How many items a shopper's memory holds."""
         return 4 * self.slots
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         seen = shop.state.seen[visits.user]
         age = np.maximum(visits.ts[:, None] - shop.state.seen_at[visits.user], 0) / DAY
         weight = np.where(seen >= 0, self.weight * np.exp(-age / self.days), 0.0)
@@ -237,7 +240,7 @@ class Novelty(Want):
     def __post_init__(self) -> None:
         needs(self, "days", weight=WEIGHT)
 
-    def worth(self, shop: Scene, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
+    def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         arrived = shop.goods.available[items]
         age = np.maximum(visits.ts[:, None] - arrived, 0) / DAY
         return np.where(arrived > 0, self.weight * np.exp(-age / self.days), 0.0)

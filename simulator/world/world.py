@@ -95,14 +95,19 @@ class World:
         write_tables(folder, self.log.tables, self.log.meta, force=force, also=self._write_more)
 
     def _write_more(self, folder: Path) -> None:
-        (folder / "truth").mkdir()
-        for name, frame in self.truth.items():
-            write_parquet(folder / "truth" / f"{name}.parquet", frame, compression="zstd")
-        seal(folder / "truth")
+        write_truth(folder, self.truth)
         if self.images:
             (folder / "images").mkdir()
             for item, path in enumerate(self.log.items["image"]):
                 self.image(item).save(folder / path)
+
+
+def write_truth(folder: Path, truth: dict[str, pl.DataFrame]) -> None:
+    """Write frames to `truth/*.parquet` of a log's folder."""
+    (folder / "truth").mkdir()
+    for name, frame in truth.items():
+        write_parquet(folder / "truth" / f"{name}.parquet", frame, compression="zstd")
+    seal(folder / "truth")
 
 
 def read_truth(folder: Path | str) -> dict[str, pl.DataFrame]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,17 +45,20 @@ class ExpectedMoney(AtK):
             str(run.meta["log"].get("currency") or "money"),
             f"requests{of_part(part)}",
         )
-        examined, has_value = examination(k), "value" in run.columns("slates")
+        world, has_value = run.meta["log"].get("world"), "value" in run.columns("slates")
+        examined = examined_by(world or {}, k)
         for stage in stages:
             why = BY_REQUEST if part.by_truth else too_short(run, stage, k)
-            if not run.meta["log"].get("world") and not part.by_truth:
+            if not world and not part.by_truth:
                 why = "n/a: how users examine a slate is known only in a World"
+            elif examined is None and not part.by_truth:
+                why = "n/a: whether a slot is looked at hangs on clicks above it in this World"
             best = pl.DataFrame({"value": []})
-            if has_value and not why:
+            if has_value and examined is not None and not why:
                 best = top(run, stage, k, "value")
             values = best["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
             unknown = np.isnan(values)
-            if why or unknown.all():
+            if why or examined is None or unknown.all():
                 why = (
                     why
                     or f"n/a: no stage up to {stage} has p_click and p_buy of items with a price"
@@ -69,3 +73,15 @@ class ExpectedMoney(AtK):
                 + f"; {unknown.sum()} items without a price left out" * bool(unknown.any())
             )
             yield self.figure(stage, part, mean(reading, part, sums), unit, denominator, note)
+
+
+def examined_by(world: dict[str, Any], k: int) -> np.ndarray | None:
+    """P(looked at) of the first k slots in a World, as its log.json tells: (k,); None where it
+    depends on clicks.
+    """
+    if "marketplace" not in world:
+        return examination(k)
+    if "examination" not in world:
+        return None
+    told = np.array(world["examination"][:k])
+    return np.pad(told, (0, k - len(told)))  # nobody looks below the list

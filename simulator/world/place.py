@@ -45,7 +45,7 @@ class Goods:
     def __post_init__(self) -> None:
         shelves = self.shelves
         of_brand = np.array([value.startswith("brand=") for value in shelves.values] + [False])
-        codes = shelves.codes.astype(np.int32)
+        codes = np.asfortranarray(shelves.codes, dtype=np.int32)  # read by column
         has = of_brand[codes]
         row = np.arange(len(codes))
         brand = np.where(has.any(axis=1), codes[row, has.argmax(axis=1)], -1)
@@ -126,7 +126,7 @@ class State:
 
 
 @dataclass(eq=False)
-class Scene:
+class Place:
     """Goods, people and state: what utility is a function of."""
 
     goods: Goods
