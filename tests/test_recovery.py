@@ -36,6 +36,7 @@ from karmafunnel.simulator.world.shoppers import DAY
 from karmafunnel.simulator.world.wants import Fatigue, Novelty, QueryMatch, Taste, Thrift
 from karmafunnel.simulator.world.world import START, read_truth
 from test_marketplace import BUSY, at_random, best, logged, open_small, run
+from test_world import small_catalogue
 
 PBM6 = PBM([1.0, 0.8, 0.55, 0.4, 0.3, 0.2])
 WANTS = (QueryMatch(), Taste(), Thrift())
@@ -366,5 +367,21 @@ def test_a_bad_recipe_is_refused(tmp_path, text, message):
 def test_a_simulation_needs_visits():
     with pytest.raises(KarmafunnelError, match="simulate: needs 1 requests within 1 days, found 0"):
         simulate(Marketplace(activity=LogNormalRates(1e-9)), items=60, users=2, days=1)
+    with pytest.raises(KarmafunnelError, match=r"simulate: needs about .* \(36,500 days of"):
+        simulate(Marketplace(), items=60, users=20_000, days=36_500)
     with pytest.raises(KarmafunnelError, match="simulate: days needs a whole number"):
         simulate(Marketplace(), items=60, users=2, days=0)
+
+
+def test_shoppers_live_on_a_real_catalogue():
+    catalogue = small_catalogue()
+    shop = open_shop(replace(BUSY, clicks=1.0), items=100, users=300, catalogue=catalogue)
+    assert set(shop.items["item_id"]) <= set(catalogue.items["item_id"])
+    asked = pl.concat([v.requests for v, _, _ in run(shop, 1)])["query"].drop_nulls()
+    titles = " ".join(catalogue.items["title"].to_list()).lower().split()
+    known = {*titles, *(f"brand {i}" for i in range(7)), "brand", "hoses", "lighting", "watering"}
+    assert {word for query in asked for word in query.split()} <= {*known, "other", *"0123456"}
+    assert asked.str.contains("acme").mean() > 0.2  # words of titles, not of categories
+    small = Marketplace(browsing=DCM([0.5] * 69), engine=Engine(slots=70, pool=72), clicks=1.0)
+    with pytest.raises(KarmafunnelError, match="a catalogue of at least 70 items, a list, found 60"):
+        open_shop(small, items=200, catalogue=small_catalogue(60))

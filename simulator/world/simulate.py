@@ -121,6 +121,9 @@ def simulate(
         check_bound(who, "world_requests", requests=requests)
         check_fits(who, {f"{requests:,} requests": 1e4 * requests})
     shop = open_shop(marketplace, items=items, users=users, seed=seed, catalogue=catalogue)
+    if days is not None:
+        visits = -np.expm1(-shop.people.rate).sum()
+        check_fits(who, {f"{days:,} days of {visits:,.0f} visits": 2.5e4 * days * visits})
     before = shopper_truth(shop)
     rounds: list[Round] = []
     many = 0
