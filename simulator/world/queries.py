@@ -23,18 +23,18 @@ class Phrases:
         said = [tuple(text.lower() for text in one if text) for one in said]
         self.count = np.array([len(one) for one in said], dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.count)[:-1]]).astype(np.int64)
-        self.texts = pl.Series([text for one in said for text in one], dtype=pl.String)
+        flat = [text for one in said for text in one]
+        self.texts = pl.Series([*flat, None], dtype=pl.String)
 
     def draw(self, row: np.ndarray, chance: np.ndarray) -> pl.Series:
         """A text of each row, null for rows below 0 and for rows without texts."""
-        if len(self.texts) == 0:
-            return pl.Series([None], dtype=pl.String).new_from_index(0, len(row))
+        none = len(self.texts) - 1
+        if none == 0:
+            return self.texts.new_from_index(0, len(row))
         safe = np.maximum(row, 0)
         count = np.where(row >= 0, self.count[safe], 0)
         at = self.first[safe] + (chance * count).astype(np.int64)
-        there = pl.Series(count > 0)
-        index = pl.DataFrame({"at": at}).select(pl.when(there).then("at")).to_series()
-        return self.texts.gather(index)
+        return self.texts.gather(np.where(count > 0, at, none))
 
 
 class Words:

@@ -51,12 +51,15 @@ class Simulation:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A round as it went: frames of requests, exposures and both truths, rows in one order."""
+    """A round as it went: frames of requests, of exposures and of their truth, and what each
+    request was for.
+    """
 
     requests: pl.DataFrame
     exposures: pl.DataFrame
-    wanted: pl.DataFrame
     truth: pl.DataFrame
+    leaf: np.ndarray
+    wishes: np.ndarray
     row: np.ndarray  # (n_exposures,) row of the request
 
     @classmethod
@@ -69,19 +72,10 @@ class Round:
         told = {name: getattr(truth, name)[row, slot] for name in values}
         told["propensity"] = slates.propensity[row, slot]
         told |= {"returned": answers.returned[row, slot], "hours": answers.hours[row, slot]}
-        names = [*shop.goods.shelves.values, ""]
-        wishes = [[names[code] for code in each if code >= 0] for each in visits.wishes.tolist()]
-        wanted = pl.DataFrame(
-            {
-                "request_id": visits.requests["request_id"],
-                "leaves": lists(visits.leaf[:, None].tolist(), pl.Int64),
-                "wishes": lists(wishes),
-            }
-        )
         both = exposures.select("request_id", "item_id").with_columns(
             pl.Series(name, value) for name, value in told.items()
         )
-        return cls(visits.requests, exposures, wanted, both, row)
+        return cls(visits.requests, exposures, both, visits.leaf, visits.wishes, row)
 
 
 def simulate(
@@ -140,29 +134,47 @@ def simulate(
         raise KarmafunnelError(who, needs=needed, found=f"{many:,}", hint=hint)
     arguments = {"items": items, "users": users, "days": days, "requests": requests, "seed": seed}
     meta = facts(shop, {k: v for k, v in arguments.items() if v is not None}, catalogue, recipe)
-    frames, wanted, truth = in_time(rounds, requests)
-    log = Log.make(shop.items, *frames, meta)
-    told = {"exposures": truth, "requests": wanted, "shoppers": before, "items": item_truth(shop)}
+    order, rows = in_time(rounds, requests)
+    asked = pl.concat([one.requests for one in rounds])[order]
+    shown, truth = (
+        pl.concat([getattr(one, name) for one in rounds])[rows] for name in ("exposures", "truth")
+    )
+    log = Log.make(shop.items, asked, shown, meta)
+    told = {"exposures": truth, "requests": request_truth(shop, rounds, order, asked)}
+    told |= {"shoppers": before, "items": item_truth(shop)}
     return Simulation(log, told, shop)
 
 
-def in_time(
-    rounds: list[Round], most: int | None
-) -> tuple[tuple[pl.DataFrame, pl.DataFrame], pl.DataFrame, pl.DataFrame]:
-    """Requests and exposures, what was wanted, and the truth of exposures: of the first requests by
-    time, at most so many, in the order of time.
+def in_time(rounds: list[Round], most: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all requests and of all exposures in the order of time: of the first requests, at
+    most so many.
     """
-    requests = pl.concat([one.requests for one in rounds])
-    order = requests["ts"].arg_sort()[:most].to_numpy()
-    place = np.full(requests.height, -1)
+    ts = pl.concat([one.requests["ts"] for one in rounds])
+    order = ts.arg_sort()[:most].to_numpy()
+    place = np.full(len(ts), -1)
     place[order] = np.arange(len(order))
     first = np.cumsum([0, *(one.requests.height for one in rounds[:-1])])
     row = np.concatenate([one.row + at for one, at in zip(rounds, first, strict=True)])
     rows = np.argsort(place[row], kind="stable")
-    rows = rows[place[row[rows]] >= 0]
-    exposures = pl.concat([one.exposures for one in rounds])[rows]
-    wanted = pl.concat([one.wanted for one in rounds])[order]
-    return (requests[order], exposures), wanted, pl.concat([one.truth for one in rounds])[rows]
+    return order, rows[place[row[rows]] >= 0]
+
+
+def request_truth(
+    shop: Shop, rounds: list[Round], order: np.ndarray, requests: pl.DataFrame
+) -> pl.DataFrame:
+    """What each request was for: the leaf, and the attributes that were wished."""
+    names = pl.Series([*shop.goods.shelves.values, None], dtype=pl.String)
+    wishes = np.concatenate([one.wishes for one in rounds])[order]
+    columns = {
+        f"wish {j}": names.gather(np.where(w < 0, len(names) - 1, w))
+        for j, w in enumerate(wishes.T)
+    }
+    columns["leaf"] = pl.Series(np.concatenate([one.leaf for one in rounds])[order])
+    return pl.DataFrame({"request_id": requests["request_id"], **columns}).select(
+        "request_id",
+        pl.concat_list("leaf").alias("leaves"),
+        pl.concat_list("^wish .*$").list.drop_nulls().alias("wishes"),
+    )
 
 
 def shopper_truth(shop: Shop) -> pl.DataFrame:
