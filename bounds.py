@@ -109,6 +109,7 @@ BOUNDS = {
     "correlation": Bound(-0.999_999, 0.999_999),
     "narrowest": Bound(1e-3, 1e9),
     "experiment_days": Bound(0, 36_500),
+    "days_served": Bound(1, 3_650),
     # a services file
     "servers": Bound(1, 20_000),
     "items": Bound(0, MANY),

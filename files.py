@@ -617,6 +617,9 @@ SEARCH = Kind(
     ("trials", "probes", "best.py", "front.md", "tune.html", "trials.csv"),
     shared=True,
 )
+EXPERIMENT = Kind(
+    "experiment", "experiment.json", ("users.parquet", "items.parquet", "experiment.html")
+)
 PAGE = Kind("page", mark=PAGE_MARK)
 SERVICES = Kind("services file", mark=TEXT_MARK)
 FOLDERS = (RUN_AND_PATHS, LOG, SIMULATION, EMBEDDING, PLAN)

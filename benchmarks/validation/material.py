@@ -64,6 +64,11 @@ funnel = (
     >> MMR("tfidf", k=10)
 )
 """
+SHOP = """
+from karmafunnel.simulator.world.marketplace import Marketplace
+
+marketplace = Marketplace()
+"""
 PLAIN = """
 from karmafunnel.stages.features import Popularity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
@@ -272,6 +277,7 @@ INPUTS = (
     "every.py",
     "plain.py",
     "rows.py",
+    "shop.py",
     "raw",
     "raw2",
     "services.toml",
@@ -300,7 +306,7 @@ def make(shop: Shop) -> None:
     shop.made.mkdir(parents=True)
     for name, n in (("log", 2700), ("small", 300)):
         Log.make(**frames(n_requests=n, seed=3), meta=META | {"name": name}).write(shop.made / name)
-    for name, text in (("every", EVERY), ("plain", PLAIN), ("rows", ROWS)):
+    for name, text in (("every", EVERY), ("plain", PLAIN), ("rows", ROWS), ("shop", SHOP)):
         (shop.made / f"{name}.py").write_text(text, encoding="utf-8")
     for name, seed in (("raw", 0), ("raw2", 1)):
         (shop.made / name).mkdir()

@@ -41,6 +41,7 @@ SHARES = {"options": 0.4, "logs": 0.25, "services": 0.15, "json": 0.15, "recipes
 
 # -- command-line values -------------------------------------------------------------------------
 
+FEW = "--days 2 --before 4 --retrain 0 --users 120 --items 60"
 COMMANDS: dict[str, str] = {
     "demo": "demo --out new",
     "convert": "convert online_retail raw new",
@@ -61,6 +62,8 @@ COMMANDS: dict[str, str] = {
     "ope": "ope plain --log small --exploration 0.9 --slots 2",
     "likeness": "likeness small small --out new",
     "report": "report plain --out new",
+    "abtest": f"abtest plain.py plain.py shop.py {FEW} --out new",
+    "interleave": f"interleave plain.py plain.py shop.py {FEW}",
     "queue": "queue services.toml --rate 200 --requests 500 --out new",
     "timeline": "timeline simulation 5",
     "plan": "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new",
@@ -95,10 +98,11 @@ INPUTS = (
     "services.toml",
     "plain.py",
     "rows.py",
+    "shop.py",
     "events.csv",
     "lists.csv",
 )
-KEPT = ("small", "raw", "services.toml", "plain.py", "rows.py", "afile", "afolder")
+KEPT = ("small", "raw", "services.toml", "plain.py", "rows.py", "shop.py", "afile", "afolder")
 
 
 def strangers(work: Path) -> None:

@@ -37,6 +37,10 @@ SECTIONS = {
         "export": ("exports", "Write for other tools: TREC, RecBole, CSV, MLflow."),
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
     },
+    "Experiment": {
+        "abtest": ("experiments", "A/B test of two funnels on the users of a simulated shop."),
+        "interleave": ("experiments", "The better of two funnels, by interleaving their lists."),
+    },
     "Choose": {
         "recipes": ("lists", "Recipes that ship."),
         "stages": ("lists", "Stages of a funnel with their arguments."),

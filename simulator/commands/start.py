@@ -8,19 +8,23 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from ... import __version__
-from ...files import LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
+from ...files import EXPERIMENT, LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
 from ...keys import version_of
 from ...log import Log
 from ...terminal import progress_bar
 from .deployment import print_load_quality, print_simulation
+from .experiments import print_result
 from .figures import print_stage_table
 from .parameters import claimed, err, folder, force_flag, json_flag, out, seed_option
+
+if TYPE_CHECKING:
+    from ..experiment.experiment import Experiment
 
 
 @click.command()
@@ -34,8 +38,8 @@ from .parameters import claimed, err, folder, force_flag, json_flag, out, seed_o
 @seed_option
 @force_flag
 def demo(folder_out: Path, seed: int, force: bool) -> None:
-    """Generate a World, fit KARMA, replay a funnel with it, then simulate that funnel under load.
-    Prints tables and writes two HTML pages. Needs no network.
+    """Generate a World, fit KARMA, replay a funnel with it, simulate it under load, and test it on
+    simulated users. Prints tables and writes three HTML pages. Needs no network.
     """
     from ..load.arrivals import Poisson
     from ..load.profile import Timing
@@ -59,6 +63,7 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
         "services.toml": SERVICES,
         "report.html": PAGE,
         "load.html": PAGE,
+        "abtest": EXPERIMENT,
     }
     for name, kind in kinds.items():
         claimed(folder_out / name, kind, force=force)
@@ -99,14 +104,33 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     load_page(simulation, folder_out / "load.html", quality=quality, command="karmafunnel demo")
     print_simulation(simulation, rate)
     print_load_quality(quality, {"services": deployed.deadline_ms})
+    err.print("an A/B test: the user's own history against KARMA, 1,000 users of another shop")
+    experiment = small_experiment(folder_out / "cache", seed)
+    with err.status("A/B test") as status:
+        outcome, result = experiment.test(say=status.update)
+    experiment.write(folder_out / "abtest", outcome, result, "karmafunnel demo")
+    experiment.forget()
+    print_result(result, experiment.design)
+    pages = [folder_out / name for name in ("report.html", "load.html", "abtest/experiment.html")]
     lines = (
-        f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and "
-        f"{folder_out / 'load.html'} in a browser; go on with:",
+        f"{time.perf_counter() - start:.0f} s. Open {pages[0]}, {pages[1]} and {pages[2]} in a "
+        "browser; go on with:",
         f"  karmafunnel measure {run} HR@20 --slice target",
         f"  karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} "
         f"--out {folder_out / 'double'}",
     )
     err.print("\n".join(lines), soft_wrap=True)
+
+
+def small_experiment(cache: Path, seed: int) -> Experiment:
+    """Half a minute of A/B test: few users, short sessions, one fit."""
+    from ..experiment.arms import Design
+    from ..experiment.experiment import Experiment
+    from ..world.marketplace import Marketplace, Sessions
+
+    shop = Marketplace(sessions=Sessions(most=3))
+    design = Design(days=5, before=14, retrain=0, slots=12, seed=seed)
+    return Experiment(("own_history", "karma"), shop, design, 1000, 800, cache)
 
 
 @click.command()

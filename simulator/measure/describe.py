@@ -315,8 +315,7 @@ def popularity(counts: np.ndarray) -> Stats | None:
     total, n = int(counts.sum()), len(counts)
     if total == 0:
         return None
-    rising = np.sort(counts)
-    falling = rising[::-1]
+    falling = np.sort(counts)[::-1]
     targets = falling[falling > 0]
     slope = None
     if len(targets) > 1:
@@ -325,10 +324,18 @@ def popularity(counts: np.ndarray) -> Stats | None:
         "targets": total,
         "items": len(targets),
         "never": 1 - len(targets) / n,
-        "gini": float(2 * (np.arange(1, n + 1) * rising).sum() / (n * total) - (n + 1) / n),
+        "gini": gini(counts),
         "top_1_percent": int(falling[: math.ceil(n / 100)].sum()) / total,
         "zipf_slope": slope,
     }
+
+
+def gini(amounts: np.ndarray) -> float:
+    """Gini coefficient of amounts of at least 0, (n,): 0 where all are equal; NaN if all are 0."""
+    rising, n, total = np.sort(amounts), len(amounts), amounts.sum()
+    if total == 0:
+        return math.nan
+    return float(2 * (np.arange(1, n + 1) * rising).sum() / (n * total) - (n + 1) / n)
 
 
 def prices(values: pl.Series) -> Stats | None:

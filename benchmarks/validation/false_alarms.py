@@ -1,0 +1,156 @@
+"""How often an A/B test finds what is not there, and how often what is:
+
+    python -m karmafunnel.benchmarks.validation.false_alarms --out out/false-alarms
+
+Four hundred small shops, each with users of its own, whose two arms are both served by the shop's
+engine. A test of size 5% should find a difference in 5% of them when it looks once, at the end, and
+in at most 5% when it looks every day with always-valid intervals. Then the treated users pay more,
+by as much as the power calculator says is found with a power of 80%; the share that is found stands
+beside what it predicts.
+
+Each twenty shops are kept in OUT/runs under a hash of the code, so that the same command goes on.
+Writes false_alarms.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+from karmafunnel.cli import OneLineErrors
+from karmafunnel.files import read_json, write_json, write_text
+from karmafunnel.keys import code_of, content_key
+from karmafunnel.simulator.experiment import figures_by_arm as figures
+from karmafunnel.simulator.experiment.arms import Books, Design, Outcome
+from karmafunnel.simulator.experiment.figures_by_arm import FIGURES, Line, read
+from karmafunnel.simulator.experiment.power import Plan
+from karmafunnel.simulator.replay.provenance import commit, processor
+from karmafunnel.simulator.report.table import Table, print_table, to_markdown
+from karmafunnel.simulator.world.marketplace import Marketplace
+from karmafunnel.simulator.world.open_shop import open_shop
+from karmafunnel.terminal import Console
+from scipy import stats
+
+SHOPS, BLOCK = 400, 20
+ITEMS, USERS = 300, 500
+DESIGN = Design(days=7, before=7, retrain=0)
+PLANTED = "GMV a user"
+
+
+def outcome_of(seed: int) -> Outcome:
+    """A shop of its own, served by its engine in both arms."""
+    shop = open_shop(Marketplace(), items=ITEMS, users=USERS, seed=seed)
+    arms = replace(DESIGN, seed=seed).split.arms(np.arange(USERS))
+    books = Books(arms, shop.items.height)
+    for day in range(DESIGN.before + DESIGN.days):
+        for visits in shop.day(day):
+            shown = shop.logging(visits).items
+            books.add(day - DESIGN.before, visits, shown, shop.answer(visits, shown))
+    return books.close()
+
+
+def planted(outcome: Outcome, lift: float) -> Outcome:
+    """The same with treated users who pay more by a share of what they pay."""
+    more = pl.when((pl.col("arm") == 1) & (pl.col("day") >= 0)).then(1.0 + lift).otherwise(1.0)
+    return Outcome(outcome.users.with_columns(pl.col("gmv") * more), outcome.items)
+
+
+def found(line: Line) -> dict[str, bool]:
+    """Whether a difference was found: at the end, and on any day by always-valid intervals."""
+    low, high = line.effect.interval
+    days = line.always
+    once = bool(low > 0 or high < 0)
+    ever = bool(((days[:, 0] > 0) | (days[:, 1] < 0)).any())
+    peeked = any(look.interval[0] > 0 or look.interval[1] < 0 for look in line.looks)
+    return {"once": once, "always valid": ever, "peeking": peeked}
+
+
+def tell(seed: int) -> dict[str, Any]:
+    """What one shop tells: of each figure without a difference, and of one with."""
+    outcome, sellers = outcome_of(seed), np.arange(ITEMS)
+    level = read(outcome, DESIGN, sellers)
+    sums = figures.Sums(outcome, DESIGN.days)
+    past = sums.outcomes("gmv", None)
+    plan = Plan.of(past, float((sums.arm == 1).mean()))
+    lift = plan.smallest_effect(len(past)) / float(past.values.mean())
+    line = next(x for x in read(planted(outcome, lift), DESIGN, sellers).lines if x.name == PLANTED)
+    return {
+        "alarms": {line.name: found(line) for line in level.lines if line.name in FIGURES},
+        "planted": found(line),
+        "lift": lift,
+        "mismatch": level.ratio.mismatch,
+    }
+
+
+def kept(block: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """What the shops of a block tell, from the folder if it has them."""
+    code = code_of(Marketplace(), DESIGN, by=(__name__, figures.__name__))
+    path = folder / f"{content_key(code, ITEMS, USERS, repr(DESIGN), seed, block)}.json"
+    if not path.exists():
+        first = (seed * 1_000_003 + block * BLOCK) % 2**31
+        write_json(path, [tell(first + i) for i in range(BLOCK)])
+    told: list[dict[str, Any]] = read_json(path)
+    return told
+
+
+def share(hits: list[bool]) -> str:
+    """A share with its exact 95% interval (Clopper & Pearson 1934)."""
+    n, k = len(hits), sum(hits)
+    low, high = stats.binomtest(k, n).proportion_ci()
+    return f"{k / n:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def table_of(told: list[dict[str, Any]]) -> Table:
+    """One row a figure."""
+    heads = ["figure", "once, at the end", "every day, always valid", "every day, fixed horizon"]
+    ways = ("once", "always valid", "peeking")
+    rows = [
+        [name, *(share([one["alarms"][name][way] for one in told]) for way in ways)]
+        for name in FIGURES
+    ]
+    planted = [share([one["planted"][way] for one in told]) for way in ways]
+    rows.append([f"{PLANTED}, planted: predicted 80.0%", *planted])
+    mean = float(np.mean([one["lift"] for one in told]))
+    below = [
+        f"{len(told)} shops of {USERS} users, {DESIGN.days} days after {DESIGN.before}; "
+        "the last column is what happens to those who peek without such intervals.",
+        f"planted: treated users pay {mean:.0%} more on average.",
+        f"sample ratio mismatches: {sum(one['mismatch'] for one in told)}.",
+    ]
+    return Table(heads, rows, title="share of tests that find a difference", below=below)
+
+
+@click.command(cls=OneLineErrors)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--shops", type=click.IntRange(BLOCK, 100_000), default=SHOPS, help="How many.")
+@click.option("--seed", type=click.IntRange(0, 1000), default=0, help="Of all shops.")
+def main(out: Path, shops: int, seed: int) -> None:
+    """Run A/A tests in simulated shops, and tests of an effect that was planted."""
+    console, began = Console(stderr=True), time.perf_counter()
+    folder = out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    told: list[dict[str, Any]] = []
+    for block in range(shops // BLOCK):
+        told += kept(block, seed, folder)
+        seconds = time.perf_counter() - began
+        console.print(f"{len(told)} of {shops} shops, {seconds:,.0f} s", style="dim")
+    table = table_of(told)
+    print_table(table, Console())
+    words = shlex.join(sys.argv[1:])
+    made_by = (
+        f"`python -m karmafunnel.benchmarks.validation.false_alarms {words}`, seed {seed}; "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, one core of {processor()}."
+    )
+    write_text(out / "false_alarms.md", f"{to_markdown(table).rstrip()}\n\n{made_by}\n")
+
+
+if __name__ == "__main__":
+    main()

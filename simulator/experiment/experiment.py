@@ -1,0 +1,145 @@
+"""An experiment as it was asked for: two recipes, a shop and a design; run, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...files import atomic_folder, remove, write_json, write_parquet
+from ...keys import code_of, content_key
+from ...log import Catalogue
+from ..replay.recipe import find
+from ..report.page import write_page
+from ..world.marketplace import Marketplace
+from ..world.open_shop import Shop, open_shop
+from . import arms
+from .arms import Design, Kept, Outcome, Progress, run, silent
+from .duel import Duel, duel
+from .figures_by_arm import Result, read
+from .interleaving import Interleaving
+from .result_page import result_page
+from .result_tables import as_told
+
+# what recipes are made of: lists that are kept are made anew when its code changes
+MADE_OF = (
+    "karmafunnel.models.karma",
+    "karmafunnel.models.sasrec",
+    "karmafunnel.stages.rank",
+    "karmafunnel.stages.recall",
+    "karmafunnel.stages.rerank",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Two recipes on the users of a shop.
+
+    recipes: files or names of some that ship, FILE::ROW for a row of a table's; the control first.
+    cache: where fits, and until it ends the lists of each round are kept.
+    """
+
+    recipes: tuple[str, str]
+    marketplace: Marketplace
+    design: Design
+    users: int
+    items: int
+    cache: Path
+    catalogue: Catalogue | None = None
+
+    def opened(self) -> Shop:
+        """The shop before its first day."""
+        return open_shop(
+            self.marketplace,
+            items=self.items,
+            users=self.users,
+            seed=self.design.seed,
+            catalogue=self.catalogue,
+        )
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of the recipes: the row, else the file without its suffix."""
+        a, b = (row or Path(file).stem for file, _, row in self._parts)
+        return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
+
+    @property
+    def _parts(self) -> list[tuple[str, str, str]]:
+        return [recipe.partition("::") for recipe in self.recipes]
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The text of each recipe, by name."""
+        read = (find(file).read_text(encoding="utf-8") for file, _, _ in self._parts)
+        return dict(zip(self.names, read, strict=True))
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where lists are kept until it ends, by content."""
+        code = code_of(self.marketplace, self.design, by=(arms.__name__, *MADE_OF))
+        goods = None if self.catalogue is None else self.catalogue.items.hash_rows(seed=0).sum()
+        told = (self.texts, self.recipes, repr(self.marketplace), repr(self.design))
+        key = content_key(code, *told, self.users, self.items, goods)
+        return self.cache / f"experiment-{key}"
+
+    def kept(self, what: str) -> Kept:
+        """Folders for one run; that of its lists is there."""
+        lists = self.folder / what
+        lists.mkdir(parents=True, exist_ok=True)
+        return Kept(lists, self.cache)
+
+    def forget(self) -> None:
+        """Remove the lists."""
+        remove(self.folder)
+
+    def test(self, truth: bool = False, say: Progress = silent) -> tuple[Outcome, Result]:
+        """Run the A/B test.
+
+        Args:
+            truth: also let each recipe alone serve all users.
+            say: receives lines of progress.
+        """
+        shop, alone = self.opened(), None
+        sellers = sellers_of(shop)
+        outcome = run(self.recipes, shop, self.design, self.kept("split"), say=say)
+        if truth:
+            every = np.zeros(self.users, dtype=np.int64)
+            control, treated = (
+                run(self.recipes, self.opened(), self.design, self.kept(name), every + arm, say)
+                for arm, name in enumerate(("control alone", "treated alone"))
+            )
+            alone = control, treated
+        return outcome, read(outcome, self.design, sellers, alone)
+
+    def interleave(self, way: Interleaving, say: Progress = silent) -> Duel:
+        """Run an interleaving of the same two recipes."""
+        kept = self.kept(type(way).__name__)
+        return duel(self.recipes, self.opened(), self.design, kept, way, say)
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """What was run: texts by title."""
+        return {**self.texts, "marketplace": repr(self.marketplace)}
+
+    def told(self, result: Result) -> dict[str, Any]:
+        """The result and what was run, as JSON."""
+        sizes = {"users": self.users, "items": self.items, "design": repr(self.design)}
+        return as_told(result, self.design) | sizes | {"record": dict(self.record)}
+
+    def write(self, place: Path, outcome: Outcome, result: Result, command: str) -> None:
+        """Write experiment.json, users.parquet, items.parquet and experiment.html; all or none."""
+        page = result_page(result, self.design, self.names, command, self.record)
+        with atomic_folder(place, sealed=True) as temporary:
+            write_parquet(temporary / "users.parquet", outcome.users)
+            write_parquet(temporary / "items.parquet", outcome.items)
+            write_json(temporary / "experiment.json", self.told(result))
+            write_page(temporary / "experiment.html", page)
+
+
+def sellers_of(shop: Shop) -> np.ndarray:
+    """The number of each item's seller, its brand, (n_items,); items without one have one."""
+    return shop.items["brand"].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1

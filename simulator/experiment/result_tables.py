@@ -1,0 +1,139 @@
+"""An A/B test and an interleaving as tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..report.measure_table import valued
+from ..report.table import Cell, Table, number
+from .arms import Design
+from .duel import Duel
+from .figures_by_arm import Line, Result
+from .interleaving import SIDES
+
+
+def lines_table(result: Result, design: Design) -> Table:
+    """One row a figure: both arms, the difference at the end, as an interval that may be looked at
+    every day, as a share of the control's, and what it is in truth.
+    """
+    true = any(line.truth is not None for line in result.lines)
+    heads = ["figure", "control", "treated", "difference", "always valid", "lift", "smallest found"]
+    rows: list[list[str | Cell]] = []
+    for line in result.lines:
+        effect = line.effect
+        low, high = effect.lift_interval
+        lift = {"difference": as_known(effect.lift), "low": low, "high": high}
+        smallest = "n/a" if line.smallest is None else number(line.smallest)
+        row: list[str | Cell] = [
+            line.name,
+            number(effect.control),
+            number(effect.treated),
+            valued(difference(line), signed=True),
+            always(line),
+            valued(lift, signed=True),
+            smallest,
+        ]
+        rows.append([*row, "n/a" if line.truth is None else number(line.truth)] if true else row)
+    below = [
+        "difference: treated less control, with its 95% interval if it is looked at once, at the "
+        "end; CUPED takes out what users did before.",
+        "always valid: its interval at the end, if one looks every day and may stop at any time.",
+        "smallest found: the true difference that so many users show with a power of 80%.",
+        "expected: what the lists shown were worth, without the chance of clicks; no shop sees it.",
+    ]
+    if true:
+        below.append("truth: the difference of two shops, each served by one recipe alone.")
+    counts = result.ratio.counts
+    users = f"{counts[0]:,} and {counts[1]:,} users" if len(counts) == 2 else ""
+    return Table(
+        [*heads, "truth"] if true else heads,
+        rows,
+        title=f"{design.days} days, {users}",
+        below=below,
+    )
+
+
+def difference(line: Line) -> dict[str, Any]:
+    """The difference at the end, as a row of measures."""
+    low, high = line.effect.interval
+    better = line.effect.p < 1 - line.effect.confidence
+    return {"difference": line.effect.value, "low": low, "high": high, "better": better}
+
+
+def always(line: Line) -> str:
+    """The last always-valid interval."""
+    if not len(line.always):
+        return "n/a"
+    low, high = line.always[-1]
+    return f"[{number(float(low))}, {number(float(high))}]"
+
+
+def as_told(result: Result, design: Design) -> dict[str, Any]:
+    """The figures as JSON."""
+    lines = []
+    for line in result.lines:
+        low, high = line.effect.interval
+        told = {
+            "figure": line.name,
+            "control": line.effect.control,
+            "treated": line.effect.treated,
+            "difference": line.effect.value,
+            "low": low,
+            "high": high,
+            "p": line.effect.p,
+            "lift": as_known(line.effect.lift),
+            "always_valid": [as_known(x) for x in line.always[-1]] if len(line.always) else None,
+            "unexplained": line.effect.unexplained,
+            "smallest": line.smallest,
+            "truth": line.truth,
+        }
+        lines.append(told)
+    ratio = {"users": result.ratio.counts, "planned": result.ratio.shares, "p": result.ratio.p}
+    split = ratio | {"mismatch": result.ratio.mismatch}
+    return {"days": design.days, "split": split, "figures": lines, "shop": result.shops}
+
+
+def as_known(x: float) -> float | None:
+    """A number, None if it is not finite."""
+    return float(x) if math.isfinite(x) else None
+
+
+def shops_table(result: Result) -> Table:
+    """What the arms did to the shop."""
+    rows = [[name, *(number(one[name]) for one in result.shops)] for name in result.shops[0]]
+    below = ["One figure an arm and no interval: arms share one shop."]
+    return Table(["of the shop", "control", "treated"], rows, below=below)
+
+
+def mismatch(result: Result) -> str:
+    """A warning where arms are not as large as planned, else nothing."""
+    ratio = result.ratio
+    if not ratio.mismatch:
+        return ""
+    planned = " and ".join(f"{share:.1%}" for share in ratio.shares)
+    found = " and ".join(f"{count:,}" for count in ratio.counts)
+    return (
+        f"Sample ratio mismatch: planned {planned} of the users, found {found} (p {ratio.p:.1e}). "
+        "No figure of this experiment can be trusted."
+    )
+
+
+def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
+    """Which recipe won, by how much, and after how many requests that was certain."""
+    found, running = duel.preference(), duel.running()
+    low, high = found.interval
+    after = running.certain_after
+    won = dict(zip(SIDES, names, strict=True)).get(running.winner, "none")
+    rows: list[list[str | Cell]] = [
+        ["preference for B", valued({"difference": found.value, "low": low, "high": high}, True)],
+        ["requests with a winner", f"{found.decided:.1%} of {found.requests:,}"],
+        ["certain after", "never" if after is None else f"{after:,} requests"],
+        ["winner", won],
+    ]
+    below = [
+        f"A: {names[0]}. B: {names[1]}. Lists were mixed by {way}.",
+        "preference: share of requests that B won less those that A won, with a 95% interval.",
+        "certain: the first time that the always-valid interval excluded 0.",
+    ]
+    return Table(["interleaving", "clicks"], rows, below=below)

@@ -1,0 +1,59 @@
+"""The arithmetic of which_proxy.py and of false_alarms.py on what can be counted by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.benchmarks.validation import false_alarms
+from karmafunnel.benchmarks.validation.which_proxy import agreement, judged, table_of
+from karmafunnel.simulator.experiment.arms import Outcome
+
+ONE = np.zeros(4, dtype=int)
+
+
+def test_agreement_by_hand() -> None:
+    true = np.array([1.0, 2, 3, 4])
+    assert agreement(true, true, ONE, np.ones(4)) == (1.0, 1.0)
+    assert agreement(-true, true, ONE, np.ones(4)) == (-1.0, 0.0)
+    # one of six pairs the wrong way round
+    assert agreement(np.array([1.0, 3, 2, 4]), true, ONE, np.ones(4)) == pytest.approx((4 / 6, 5 / 6))
+    # a tie decides nothing
+    assert agreement(np.array([1.0, 2, 2, 4]), true, ONE, np.ones(4)) == pytest.approx((5 / 6, 5 / 6))
+
+
+def test_pairs_are_of_one_world_and_of_two_funnels() -> None:
+    true = np.array([1.0, 2, 1, 2])
+    worlds = np.array([0, 0, 1, 1])
+    assert agreement(np.array([1.0, 2, 20, 10]), true, worlds, np.ones(4)) == (0.0, 0.5)
+    # drawn twice, a funnel counts twice and is no pair with itself
+    times = np.array([2, 1, 1, 0])
+    proxy, of_one = np.array([1.0, 2, 0, 9]), np.array([1.0, 2, 3, 4])
+    # pairs: (0, 1) twice right, (0, 2) twice wrong, (1, 2) once wrong
+    assert agreement(proxy, of_one, ONE, times) == pytest.approx((-1 / 5, 2 / 5))
+    assert np.isnan(agreement(proxy, of_one, ONE, np.array([4, 0, 0, 0]))[0])
+
+
+def test_figures_that_few_funnels_have_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(8):
+        value = float(rng.random())
+        known = {"good": value, "bad": -value, "rare": value if i < 2 else None}
+        found.append({"proxies": known, "truth": {"clicks": value, "GMV": 3 * value}, "number": 0})
+    table = table_of(found, 0)
+    assert [row[0] for row in table.rows] == ["good", "bad"]
+    one = judged(found, "good", "clicks", 0)
+    assert one["tau"] == 1.0 and one["same interval"] == (1.0, 1.0)
+
+
+def test_a_planted_effect_raises_the_money_of_the_treated_alone() -> None:
+    users = pl.DataFrame({"day": [-1, 0, 0], "arm": [1, 1, 0], "gmv": [1.0, 2.0, 4.0]})
+    more = false_alarms.planted(Outcome(users, pl.DataFrame()), 0.5)
+    assert more.users["gmv"].to_list() == [1.0, 3.0, 4.0]
+
+
+def test_a_shop_tells_of_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(false_alarms, "USERS", 200)
+    told = false_alarms.tell(5)
+    assert set(told["alarms"]) == set(false_alarms.FIGURES)
+    assert told["lift"] > 0 and not told["mismatch"]
+    assert false_alarms.share([True, False, False, False]).startswith("25.0% [0.6%, 80.6%]")
