@@ -18,7 +18,9 @@ from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META, OPTIONAL, TABLES
 from karmafunnel.simulator.measure.compare import measure
 from karmafunnel.simulator.measure.measures.measure import Measure, kinds
 from karmafunnel.simulator.measure.run import Run
+from karmafunnel.stages.explore import Explore
 from karmafunnel.stages.features import Upstream
+from karmafunnel.stages.policies import PlackettLuce
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import ItemKNN, Join, Popular
 from worked_example import ORDERS, SHOWN, make_worked_example
@@ -265,7 +267,8 @@ def test_the_keys_of_log_json_are_those_that_the_code_reads():
 @pytest.fixture(scope="module")
 def run(shop):
     recall = Join([ItemKNN(k=50), Popular(k=50)], k=60)
-    return replay(recall >> LightGBMRank(k=10, features=[Upstream()], trees=5), shop)
+    ranked = recall >> LightGBMRank(k=10, features=[Upstream()], trees=5)
+    return replay(ranked >> Explore(PlackettLuce(1.0), k=5), shop)
 
 
 @pytest.mark.parametrize("table", ["slates", "requests", "ledger", "scored", "timing"])

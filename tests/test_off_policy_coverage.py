@@ -15,7 +15,7 @@ from karmafunnel.benchmarks.validation.off_policy_coverage import (
     shares,
     truth_of,
 )
-from karmafunnel.simulator.offpolicy.policies import BestOrRandom, PlackettLuce
+from karmafunnel.stages.policies import BestOrRandom, PlackettLuce
 
 
 def test_shares_of_slots_are_sums_over_lists() -> None:
@@ -48,7 +48,7 @@ def test_true_value_and_unbiased_logs() -> None:
     rng, rows = np.random.default_rng(1), np.arange(600)[:, None]
     earned = []
     for _ in range(200):
-        item = shop.order[rows, PlackettLuce(2.0).draw(shop.score, 2, rng)]
+        item = shop.order[rows, PlackettLuce(2.0).draw(shop.score, rng.random((600, 2)))[0]]
         earned.append((shop.p_click[rows, item] * [1.0, 1 / np.log2(3)]).sum(axis=1).mean())
     assert truth.value.mean() == pytest.approx(np.mean(earned), abs=0.003)
     logs = [drawn(shop, truth, setting, np.random.default_rng([2, i])) for i in range(40)]

@@ -27,16 +27,19 @@ from karmafunnel.simulator.offpolicy.estimators import (
     ReplayMethod,
 )
 from karmafunnel.simulator.offpolicy.evaluate import evaluate
-from karmafunnel.simulator.offpolicy.policies import (
-    BestOrRandom,
-    Candidates,
-    PlackettLuce,
-    Policy,
-)
 from karmafunnel.simulator.offpolicy.support import Support
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.stages.context import Context
+from karmafunnel.stages.explore import Explore
+from karmafunnel.stages.policies import (
+    BestOrRandom,
+    Candidates,
+    PlackettLuce,
+    Policy,
+    policy_of,
+)
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.stage import Funnel
 from shop import START
@@ -251,14 +254,16 @@ def test_lists_of_a_policy_have_all_probability(policy: Policy) -> None:
 def test_lists_are_drawn_as_often_as_their_probability(policy: Policy) -> None:
     rng, n = np.random.default_rng(4), 20_000
     score = np.array([1.0, 0.6, 0.5, -np.inf])
-    drawn = policy.draw(np.tile(score, (n, 1)), 2, rng)
+    drawn, steps = policy.draw(np.tile(score, (n, 1)), rng.random((n, 2)))
+    told = Candidates(np.tile(score, (n, 1)), drawn, np.ones(drawn.shape, dtype=bool))
+    assert steps == pytest.approx(policy.steps(told), rel=1e-12)
     lists = np.array(list(permutations(range(3), 2)))
     given = Candidates(np.tile(score, (6, 1)), lists, np.ones(lists.shape, dtype=bool))
     for one, chance in zip(lists, policy.steps(given).prod(axis=1), strict=True):
         share = (drawn == one).all(axis=1).mean()
         assert share == pytest.approx(chance, abs=4 * np.sqrt(chance * (1 - chance) / n) + 1e-12)
-    long = policy.draw(score[None], 4, rng)
-    assert sorted(long[0].tolist()) == [-1, 0, 1, 2] and long[0, 3] == -1
+    long, steps = policy.draw(score[None], rng.random((1, 4)))
+    assert sorted(long[0].tolist()) == [-1, 0, 1, 2] and long[0, 3] == -1 and steps[0, 3] == 1.0
 
 
 def test_items_that_are_no_candidates_and_short_lists() -> None:
@@ -408,3 +413,87 @@ def test_the_command(tmp_path: Path) -> None:
     assert as_json["policy"] == "PlackettLuce(50.0)" and as_json["requests"] == 200
     both = call("ope", run, "--log", log, "--temperature", "1", "--exploration", "1")
     assert both.exit_code != 0 and "both of them" in both.output + both.stderr
+
+
+# -- a funnel that draws its lists -----------------------------------------------------------------
+
+
+def test_what_prints_as_a_policy_is_one() -> None:
+    for policy in POLICIES:
+        assert policy_of(repr(policy)) == policy
+    for wrong in ("PlackettLuce", "PlackettLuce(-1.0)", "open('x')", "Popular(k=3)", "BestOrRandom(0.3", ""):
+        with pytest.raises(KarmafunnelError, match=r"policy|temperature"):
+            policy_of(wrong)
+
+
+def test_lists_are_drawn_by_seed_and_request_alone() -> None:
+    log = uniform_log(n=1500)
+    funnel = Funnel((Popular(k=6),)) >> Explore(PlackettLuce(300.0), k=3)
+    fitted = funnel.fit(Context(log, {}, "click"))
+    requests = log.requests_in("W3")
+    popular, drawn = (step.slate for step in fitted.run(requests))
+    column = "explore.propensity"
+    assert drawn.height == 3 * len(requests)
+    # other chunks, and one request alone, the same bytes
+    parts = [fitted.run(requests[a:b])[-1].slate for a, b in ((0, 1), (1, 100), (100, len(requests)))]
+    assert pl.concat(parts).equals(drawn)
+    other = replace_seed(funnel, log, 1).run(requests)[-1].slate
+    assert 0.05 < (other["item"] == drawn["item"]).mean() < 0.9
+    # as often as the policy says, and with its propensity
+    score = popular.sort("request", "rank")["score"].to_numpy().reshape(-1, 6)
+    order = popular.sort("request", "rank")["item"].to_numpy().reshape(-1, 6)
+    shown = drawn.sort("request", "rank")["item"].to_numpy().reshape(-1, 3)
+    place = (shown[:, :, None] == order[:, None, :]).argmax(axis=2)
+    steps = PlackettLuce(300.0).steps(Candidates(score.astype(float), place, np.ones(place.shape, bool)))
+    told = drawn.sort("request", "rank")[column].to_numpy().reshape(-1, 3)
+    assert told == pytest.approx(steps, rel=1e-6)
+    chance = PlackettLuce(300.0).choice(score.astype(float), np.ones(score.shape, bool))
+    first = np.bincount(place[:, 0], minlength=6) / len(place)
+    assert first == pytest.approx(chance.mean(axis=0), abs=4 * np.sqrt(0.2 * 0.8 / len(place)))
+
+
+def replace_seed(funnel: Funnel, log: Log, seed: int):
+    return funnel.fit(Context(log, {}, "click", seed=seed))
+
+
+def test_the_policy_of_a_run_is_that_of_its_funnel(tmp_path: Path) -> None:
+    log = uniform_log(n=2000)
+    log.write(tmp_path / "log")
+    text = (
+        "from karmafunnel.stages.explore import Explore\n"
+        "from karmafunnel.stages.policies import PlackettLuce\n"
+        "from karmafunnel.stages.recall import Popular\n"
+    )
+    (tmp_path / "explore.py").write_text(
+        f"{text}funnel = Popular(k=6) >> Explore(PlackettLuce(300.0), k=2)\n", encoding="utf-8"
+    )
+    (tmp_path / "popular.py").write_text(f"{text}funnel = Popular(k=6)\n", encoding="utf-8")
+
+    def call(*words: object) -> Result:
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    for name in ("explore", "popular"):
+        out = tmp_path / f"run-{name}"
+        made = call("replay", tmp_path / f"{name}.py", tmp_path / "log", "--out", out, "--no-cache")
+        assert made.exit_code == 0, made.output
+    run = tmp_path / "run-explore"
+    slates = Run.open(run).slates
+    drawn = slates.filter(pl.col("stage").cast(str) == "explore")
+    assert drawn["propensity"].is_between(0, 1, closed="right").all()
+    assert slates.filter(pl.col("stage").cast(str) == "recall")["propensity"].is_null().all()
+    assert "propensity" not in Run.open(tmp_path / "run-popular").slates.columns
+    words = "ope", run, "--log", tmp_path / "log", "--json"
+    own = json.loads(call(*words).output)
+    assert own["policy"] == "PlackettLuce(300.0)"
+    # what the same candidates and policy give by flags
+    flags = call("ope", tmp_path / "run-popular", *words[2:], "--temperature", "300")
+    assert json.loads(flags.output)["rows"] == own["rows"]
+    assert json.loads(call(*words, "--temperature", "300").output)["rows"] == own["rows"]
+    refused = call(*words, "--exploration", "0.5")
+    assert refused.exit_code == 1 and "that of the Run's last stage, PlackettLuce(300.0)" in refused.stderr
+    # drawing before the end
+    meta = json.loads((run / "run.json").read_text())
+    meta["stages"] = [meta["stages"][1], meta["stages"][0]]
+    turned = Run(run, meta, Run.open(run).lazy)
+    with pytest.raises(KarmafunnelError, match="whose last stage alone draws"):
+        reading.own_policy(turned)

@@ -12,9 +12,9 @@ from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.simulator.offpolicy.estimate_tables import warnings
 from karmafunnel.simulator.offpolicy.evaluate import Evaluation, judge
-from karmafunnel.simulator.offpolicy.policies import Candidates, PlackettLuce
 from karmafunnel.simulator.offpolicy.propensities import with_estimates
 from karmafunnel.simulator.offpolicy.reading import Choice, LoggedLists
+from karmafunnel.stages.policies import Candidates, PlackettLuce
 from test_offpolicy import uniform_log
 
 ITEMS = 6
@@ -80,7 +80,7 @@ def test_estimates_by_them_cover_the_truth(slots: int) -> None:
     rng, rows = np.random.default_rng(9), np.arange(len(p_click))[:, None]
     score, earned = choice.candidates.score, []
     for _ in range(60):
-        drawn = choice.item[rows, PlackettLuce(1.0).draw(score, slots, rng)]
+        drawn = choice.item[rows, PlackettLuce(1.0).draw(score, rng.random((len(score), slots)))[0]]
         earned.append(p_click[rows, drawn].sum(axis=1).mean())
     truth = float(np.mean(earned))
     found = asked(with_estimates(lists, choice, 0, "test"), choice, True)

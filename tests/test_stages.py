@@ -16,6 +16,7 @@ from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.context import Context
+from karmafunnel.stages.explore import Explore
 from karmafunnel.stages.features import (
     BM25,
     Clicks,
@@ -37,6 +38,7 @@ from karmafunnel.stages.features import (
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, order, select_top
 from karmafunnel.stages.learn import PositionBias, Sample, Teacher, sampled
 from karmafunnel.stages.outside import ExternalRank
+from karmafunnel.stages.policies import BestOrRandom, PlackettLuce
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
 from karmafunnel.stages.ranking import rank_rows
@@ -130,6 +132,8 @@ def example(kind: type) -> Stage:
     """A small value of a stage: its defaults, or what its first field needs."""
     if kind in (VectorRecall, MMR):
         return kind("tfidf", k=30)
+    if kind is Explore:
+        return Explore(PlackettLuce(0.1), k=9)
     if kind in (External, ExternalRank):
         return kind(outside_scores(), k=20)
     if kind is Blend:
@@ -180,6 +184,7 @@ STAGES += [Unseen(k=20, which="purchase")]
 STAGES += [
     Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"),
     MMR("random", k=9, trade=0.3, depth=30),
+    Explore(BestOrRandom(0.3), k=7),
 ]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 
@@ -233,6 +238,8 @@ class TestContract:
                 IVFPQ,
                 HNSW,
                 Chances,
+                PlackettLuce,
+                BestOrRandom,
             ]
         }
         typed = eval(repr(as_funnel(stage)), names)

@@ -21,8 +21,8 @@ from karmafunnel.files import write_text
 from karmafunnel.keys import cache_root
 from karmafunnel.log import Log
 from karmafunnel.simulator.offpolicy.estimators import ESTIMATORS, Logged
-from karmafunnel.simulator.offpolicy.policies import BestOrRandom
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
+from karmafunnel.stages.policies import BestOrRandom
 from karmafunnel.terminal import Console
 
 FOLDER = Path(__file__).parent

@@ -28,6 +28,7 @@ GROUPS = {
     "karmafunnel.stages.rank": "Ranking",
     "karmafunnel.stages.blend": "Ranking",
     "karmafunnel.stages.rerank": "Re-ranking",
+    "karmafunnel.stages.explore": "Re-ranking",
 }
 COMMANDS = """\
 # Commands

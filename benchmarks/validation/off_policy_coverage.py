@@ -35,12 +35,12 @@ from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import code_of, content_key
 from karmafunnel.simulator.offpolicy.estimators import ESTIMATORS
 from karmafunnel.simulator.offpolicy.evaluate import judge
-from karmafunnel.simulator.offpolicy.policies import BestOrRandom, Candidates, PlackettLuce, Policy
 from karmafunnel.simulator.offpolicy.reading import Choice, LoggedLists
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Cell, Table, print_table, to_markdown
 from karmafunnel.simulator.world.market import examination
 from karmafunnel.simulator.world.world import generate
+from karmafunnel.stages.policies import BestOrRandom, Candidates, PlackettLuce, Policy
 from karmafunnel.terminal import Console
 from karmafunnel.typed import Typed
 from scipy import stats
@@ -159,9 +159,8 @@ def drawn(shop: Shop, truth: Truth, setting: Setting, rng: np.random.Generator) 
     cluster = np.repeat(np.arange(n_users), np.diff(starts)[users])
     logging = BestOrRandom(setting.exploration)
     engine = shop.engine[rows]
-    item = logging.draw(engine, setting.slots, rng)
+    item, propensity = logging.draw(engine, rng.random((len(rows), setting.slots)))
     there = np.ones(item.shape, dtype=bool)
-    propensity = logging.steps(Candidates(engine, item, there))
     chance = np.take_along_axis(shop.p_click[rows], item, axis=1) * examination(setting.slots)
     reward = (rng.random(item.shape) < chance).astype(np.float64)
     order, score = shop.order[rows], shop.score[rows]

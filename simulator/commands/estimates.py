@@ -56,20 +56,31 @@ def ope(
 
     The log must tell with which probability it showed each item, or show few items so often that
     this can be estimated. First the support: on how many requests the estimates rest. An estimator
-    without support is refused. Without --temperature and --exploration the funnel shows its best
-    items, always.
+    without support is refused. A funnel that ends in Explore draws as that stage does; for another
+    one say --temperature or --exploration, or it always shows its best items.
     """
+    from ...stages.policies import BestOrRandom, PlackettLuce, Policy
     from ..measure.run import Run
     from ..offpolicy.estimate_tables import estimates_table, support_table, warnings
     from ..offpolicy.evaluate import evaluate
-    from ..offpolicy.policies import BestOrRandom, PlackettLuce
+    from ..offpolicy.reading import own_policy
     from ..report.table import print_table
 
     if temperature is not None and exploration is not None:
         raise KarmafunnelError("ope", needs="--temperature or --exploration", found="both of them")
-    policy = BestOrRandom(exploration or 0.0) if temperature is None else PlackettLuce(temperature)
+    asked: Policy | None = None
+    if temperature is not None or exploration is not None:
+        asked = (
+            BestOrRandom(exploration or 0.0) if temperature is None else PlackettLuce(temperature)
+        )
+    opened = Run.open(run)
+    own = own_policy(opened)
+    if own is not None and asked is not None and asked != own:
+        needed = f"no other policy than that of the Run's last stage, {own!r}"
+        raise KarmafunnelError("ope", needs=needed, found=f"{asked!r}")
+    policy = own or asked or BestOrRandom(0.0)
     found = evaluate(
-        Run.open(run),
+        opened,
         open_log(log),
         policy,
         reward,

@@ -73,7 +73,7 @@ MORE_OF_THE_LOG = {
 }
 STAGE, MORE_OF_A_STAGE = (
     {"name": NAME, "k": number(BOUNDS["k"])},
-    {"kind": TEXT, "text": TEXT, "channels": each(TEXT)},
+    {"kind": TEXT, "text": TEXT, "channels": each(TEXT), "policy": TEXT},
 )
 
 

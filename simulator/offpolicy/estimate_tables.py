@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...stages.policies import Policy
 from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .evaluate import Evaluation
-from .policies import Policy
 from .propensities import OFF
 
 KINDS = {
@@ -82,5 +82,8 @@ def estimates_table(found: Evaluation, policy: Policy, reward: str) -> Table:
             gap = row | {"low": row["d_low"], "high": row["d_high"]}
             rows.append([row["estimator"], valued(row), valued(gap, signed=True)])
     heads = ["estimator", f"{reward} a request", "less the log's"]
-    below = [f"policy: {policy!r}.", "Intervals: 95%, bootstrap over users."]
+    below = [
+        f"policy: {policy!r}.",
+        "Intervals: 95%, bootstrap over users. That of DM takes the model as right.",
+    ]
     return Table(heads, rows, title=f"{reward} a request, n {found.n:,}", below=below)

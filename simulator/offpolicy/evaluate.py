@@ -10,10 +10,10 @@ import numpy as np
 
 from ...errors import KarmafunnelError
 from ...log import Log
+from ...stages.policies import Policy
 from ..measure.intervals import interval, resample
 from ..measure.run import Run
 from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
-from .policies import Policy
 from .propensities import OFF, balance, shown_share, with_estimates
 from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from ...errors import KarmafunnelError
-from .policies import Policy
+from ...stages.policies import Policy
 from .reading import Choice, LoggedLists
 
 FOLDS = 3

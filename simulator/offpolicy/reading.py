@@ -11,9 +11,9 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import Log
+from ...stages.policies import Candidates, Policy, policy_of
 from ..measure.run import Run
 from . import REWARDS
-from .policies import Candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def rewards(log: Log, rows: pl.DataFrame, reward: str, who: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What the evaluated funnel chooses from at the same requests. candidates: see there. item
+    """What an evaluated funnel chooses from at the same requests. candidates: see there. item
     (n, m): row numbers, -1 where there are fewer. own (n, k): the funnel's score of each logged
     item, NaN where it has none.
     """
@@ -123,11 +123,26 @@ class Choice:
     own: np.ndarray
 
 
-def choice_of(run: Run, log: Log, lists: LoggedLists) -> Choice:
-    """The output of the Run's last stage for the requests of the lists, and its scores of what was
-    shown.
+def own_policy(run: Run) -> Policy | None:
+    """The policy by which the Run's funnel draws its lists, None where it does not.
+
+    Raises KarmafunnelError where a stage that draws is not the last one.
     """
-    last = run.stages[-1]
+    drawing = [stage for stage in run.meta["stages"] if "policy" in stage]
+    if not drawing:
+        return None
+    if drawing != run.meta["stages"][-1:]:
+        name = run.stages[-1]
+        needed = "a funnel whose last stage alone draws (Explore)"
+        raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=name)
+    return policy_of(drawing[0]["policy"])
+
+
+def choice_of(run: Run, log: Log, lists: LoggedLists) -> Choice:
+    """What the Run's list would be drawn from at the requests of the lists, and its scores of what
+    was shown: the output of the last stage, or of the one before it where the last one draws.
+    """
+    last = run.stages[-1 if own_policy(run) is None else -2]
     rows = pl.DataFrame({"request_id": lists.request_id}).with_row_index("row")
     number = pl.DataFrame({"item_id": log.item_ids}).with_row_index("item")
     slates = run.read("slates").filter(pl.col("stage") == last)

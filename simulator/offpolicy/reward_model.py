@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
 
-from .policies import Policy
+from ...stages.policies import Policy
 from .reading import Choice, LoggedLists
 
 FOLDS = 3
@@ -62,7 +62,7 @@ def guess(lists: LoggedLists, choice: Choice, policy: Policy, seed: int = 0) -> 
     direct = np.zeros(n)
     rows = np.arange(n)[:, None]
     for _ in range(DRAWS):
-        drawn = policy.draw(score, k, rng)
+        drawn, _ = policy.draw(score, rng.random((n, k)))
         earns = factor * worth[rows, drawn] * ((drawn >= 0) & lists.there)
         direct += earns.sum(axis=1) / DRAWS
     return Guess(predicted, expected, direct)

@@ -14,6 +14,7 @@ from typing import Any
 from ... import __version__
 from ...keys import version_of
 from ...log import Log
+from ...stages.explore import Explore
 from ...stages.stage import FittedFunnel, Retriever
 from .options import RunOptions
 from .recipe import Recipe
@@ -67,6 +68,8 @@ def describe_run(
         }
         if isinstance(ready, Retriever):
             found["channels"] = list(ready.channels)
+        if isinstance(stage, Explore):
+            found["policy"] = repr(stage.policy)
         stages.append(found)
     return {
         "recipe": recipe.text,

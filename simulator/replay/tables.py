@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ...log import rows_of
+from ...stages.explore import Explore
 from ...stages.frame import ITEM, RANK, REQUEST, SCORE
 from ...stages.stage import FittedFunnel, StageOutput, check_windows
 
@@ -29,6 +30,7 @@ class RunWriter:
         self.context, self.log = fitted.context, fitted.context.log
         self.stage_names = pl.Enum([ready.stage.name for ready in fitted.stages])
         self.channels = _channel_names(fitted.stages[0].channels)  # type: ignore[attr-defined]
+        self.explores = any(isinstance(ready.stage, Explore) for ready in fitted.stages)
         self.popularity = popularity_band(self.log.targets_of_w1(self.context.label))
         self.price_bounds = self._price_bounds(window)
 
@@ -107,6 +109,8 @@ class RunWriter:
                 self.channels.gather(slate["channel"]).alias("channel"),
                 self._value(slate),
             ]
+            if self.explores:
+                columns.append(_propensity(slate, f"{name}.propensity"))
             parts.append(pl.DataFrame(columns))
         return pl.concat(parts)
 
@@ -238,6 +242,13 @@ class RunWriter:
             if (p := fitted.probability(score.to_numpy())) is not None:
                 columns.append(pl.Series(f"{name}.p", p, pl.Float64))
         return pl.DataFrame(columns)
+
+
+def _propensity(slate: pl.DataFrame, column: str) -> pl.Series:
+    """What a stage that draws gave each row; null of a stage that does not."""
+    if column in slate.columns:
+        return slate[column].alias("propensity")
+    return pl.repeat(None, slate.height, dtype=pl.Float32, eager=True).alias("propensity")
 
 
 def _joined(left: pl.DataFrame, right: pl.DataFrame, *keys: str) -> pl.DataFrame:

@@ -1,20 +1,21 @@
 """Policies as values: with which probability a list shows an item in a slot, given those above it.
 
-A policy draws from the candidates of a request, which the last stage of a funnel has scored, best
-first. The probability of a prefix of a list is the product over its slots.
+A policy draws from the candidates of a request, which a stage of a funnel has scored, best first.
+The probability of a prefix of a list is the product over its slots.
 """
 
 from __future__ import annotations
 
+import ast
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
 
-from ...bounds import Bound, check_bound
-from ...typed import Typed, positional
+from ..bounds import Bound, check_bound
+from ..errors import KarmafunnelError, quoted
+from ..typed import Typed, positional
 
 ROWS = 256  # requests at a time
 
@@ -87,20 +88,26 @@ class Policy(Typed, ABC):
             out[part, slot] = (chance * worth[part]).sum(axis=1)
         return np.where(given.there, out, 0.0)
 
-    def draw(self, score: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        """Lists of k candidates each, as columns of score (n, m), -1 where no candidate is left:
-        (n, k).
+    def draw(self, score: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of k candidates each, as columns of score (n, m), -1 where no candidate is left,
+        and the probability of each given those above it, 1 where none is left: two (n, k).
+
+        Args:
+            chance: numbers above 0 and below 1 that decide slot by slot, (n, k).
         """
-        out = np.full((len(score), k), -1, dtype=np.int64)
+        k = chance.shape[1]
+        out, steps = np.full((len(score), k), -1, dtype=np.int64), np.ones((len(score), k))
         left = np.isfinite(score)
         rows = np.arange(len(score))
         for slot in range(k):
-            through = np.cumsum(self.choice(score, left), axis=1)
-            at = (through < rng.random((len(score), 1)) * through[:, -1:]).sum(axis=1)
+            given = self.choice(score, left)
+            through = np.cumsum(given, axis=1)
+            at = (through < chance[:, slot : slot + 1] * through[:, -1:]).sum(axis=1)
             some = left.any(axis=1)
             out[some, slot] = at[some]
+            steps[some, slot] = given[rows[some], at[some]]
             left[rows[some], at[some]] = False
-        return out
+        return out, steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,9 +122,12 @@ class PlackettLuce(Policy):
         check_bound("PlackettLuce", Bound(0.0, 1e6, above=True), temperature=self.temperature)
 
     def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            found = softmax(np.where(left, score / self.temperature, -np.inf), axis=1)
-        return np.where(left, found, 0.0)
+        utility = np.where(left, score / self.temperature, -np.inf)
+        best = utility.max(axis=1, initial=-np.inf, keepdims=True)
+        e = np.exp(utility - np.where(np.isfinite(best), best, 0.0))
+        # one after another, so that candidates that others have in a chunk round nothing
+        total = np.cumsum(e, axis=1)[:, -1:]
+        return np.asarray(e / np.where(total > 0, total, 1.0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,3 +148,17 @@ class BestOrRandom(Policy):
         rows = np.flatnonzero(number[:, 0])
         found[rows, best[rows]] += 1.0 - self.exploration
         return found
+
+
+def policy_of(text: str) -> Policy:
+    """The policy that prints as this text; raises KarmafunnelError where none does."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        kind = {one.__name__: one for one in (PlackettLuce, BestOrRandom)}[call.func.id]
+        policy: Policy = kind(*map(ast.literal_eval, call.args))
+        assert repr(policy) == text
+    except (AssertionError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        needed = "a policy such as PlackettLuce(0.5)"
+        raise KarmafunnelError("policy", needs=needed, found=quoted(text)) from error
+    return policy
