@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -31,9 +32,10 @@ from .parameters import Number, folder, json_flag, open_log, out, seed_option, v
 )
 @click.option(
     "--propensity",
-    type=click.Choice(["log", "estimated"]),
+    type=click.Choice(["log", "estimated", "clicks"]),
     default="log",
-    help="Probabilities of what was shown: those of the log, or estimated from its lists.",
+    help="Of what was shown: as the log says, estimated from its lists, or, for a log without "
+    "chance, those of clicks by a click model.",
 )
 @click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
 @seed_option
@@ -45,7 +47,7 @@ def ope(
     temperature: float | None,
     exploration: float | None,
     reward: str,
-    propensity: str,
+    propensity: Literal["log", "estimated", "clicks"],
     slots: int | None,
     seed: int,
     as_json: bool,
@@ -54,10 +56,11 @@ def ope(
     """Estimate off-policy what the funnel of a Run would have earned a request, had it drawn the
     lists of the log.
 
-    The log must tell with which probability it showed each item, or show few items so often that
-    this can be estimated. First the support: on how many requests the estimates rest. An estimator
-    without support is refused. A funnel that ends in Explore draws as that stage does; for another
-    one say --temperature or --exploration, or it always shows its best items.
+    The log must tell with which probability it showed each item, show few items so often that this
+    can be estimated, or have clicks that a click model explains. First the support: on how many
+    requests the estimates rest. An estimator without support is refused. A funnel that ends in
+    Explore draws as that stage does; for another one say --temperature or --exploration, or it
+    always shows its best items.
     """
     from ...stages.policies import BestOrRandom, PlackettLuce, Policy
     from ..measure.run import Run
@@ -86,7 +89,7 @@ def ope(
         reward,
         slots,
         seed=seed,
-        estimated=propensity == "estimated",
+        propensity=propensity,
     )
     if as_json:
         support = {kind: asdict(one) for kind, one in found.support.items()}

@@ -3,8 +3,9 @@ lists that a logging policy showed.
 
 A list has k slots; one slot is the plain contextual bandit. An importance weight is the probability
 under the evaluated policy over that under the logging policy. It is that of the whole list, of what
-stands in a slot, or of a slot with all before it. Each estimate is a sum of ratios over requests,
-so that the bootstrap by user draws numerators and denominators together.
+stands in a slot, of a slot with all before it, or of a click on the item in a slot. Each estimate
+is a sum of ratios over requests, so that the bootstrap by user draws numerators and denominators
+together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ...errors import KarmafunnelError
 from ...typed import Typed
 from ..measure.intervals import Ratio, Total
 
-Of = Literal["list", "slot", "prefix"]
+Of = Literal["list", "slot", "prefix", "click"]
 OF = ("list", "slot", "prefix")
 WEIGHT = Bound(0.0, 1e12, above=True)
 
@@ -174,6 +175,45 @@ class DR(Estimator):
         return Total((*parts, *normalised(before, expected, logged).parts))
 
 
+@dataclass(frozen=True, repr=False)
+class CIPS(Estimator):
+    """Click-based IPS: what clicked items earned, by the weights of clicks (Tanaka et al. 2026,
+    arXiv 2603.21485). A log needs no chance for it, but a model of who clicks.
+
+    Args:
+        clip: weights above it become it; None for none.
+    """
+
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_weight(self, "list", self.clip, False)
+
+    @property
+    def reads(self) -> Of:
+        return "click"
+
+    def of(self, logged: Logged) -> Total:
+        weight = clipped(logged.of("click", self), self.clip)
+        return mean((weight * logged.reward).sum(axis=1), logged)
+
+
+@dataclass(frozen=True, repr=False)
+class CDR(Estimator):
+    """Click-based doubly robust: what the model says of the evaluated list, corrected by weights of
+    clicks * (reward - prediction) (Tanaka et al. 2026, arXiv 2603.21485).
+    """
+
+    @property
+    def reads(self) -> Of:
+        return "click"
+
+    def of(self, logged: Logged) -> Total:
+        direct, predicted = (logged.told(x, self) for x in ("direct", "predicted"))
+        wrong = logged.of("click", self) * (logged.reward - predicted)
+        return mean(direct + wrong.sum(axis=1), logged)
+
+
 def check_weight(value: Typed, weight: str, clip: float | None, normalised: bool) -> None:
     """Raises KarmafunnelError for options that are none."""
     who = type(value).__name__
@@ -214,4 +254,11 @@ ESTIMATORS: dict[str, Estimator] = {
     "DR": DR(),
     "SNDR": DR(normalised=True),
     "switch-DR": DR(switch=10.0),
+}
+# for logs without chance
+CLICK_ESTIMATORS: dict[str, Estimator] = {
+    "CIPS": CIPS(),
+    "clipped CIPS": CIPS(clip=10.0),
+    "DM": DM(),
+    "CDR": CDR(),
 }

@@ -1,10 +1,10 @@
-"""Off-policy estimates of a Run's funnel on a log with known probabilities."""
+"""Off-policy estimates of a Run's funnel on a log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,12 +13,16 @@ from ...log import Log
 from ...stages.policies import Policy
 from ..measure.intervals import interval, resample
 from ..measure.run import Run
-from .estimators import ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
+from ..world.click_fit import Fit
+from ..world.click_protocol import ClickModel
+from .click_weights import click_weights, fitted_to, unexplained, worth_of_clicks
+from .estimators import CLICK_ESTIMATORS, ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
 from .propensities import OFF, balance, shown_share, with_estimates
 from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess
 from .support import Support
 
+Propensity = Literal["log", "estimated", "clicks"]
 FEWEST = 10.0  # effective requests below which an estimate is refused
 
 
@@ -27,8 +31,8 @@ class Evaluation:
     """rows: one an estimator (name, value, low, high, difference to what the log earned with its
     interval, effective, refused). logged: what the log earned a request. support: by kind of
     weight. off: by how many standard errors the weights are above the mean that right propensities
-    give them. estimated: whether the propensities are estimated. outside: the first request whose
-    list the policy never shows.
+    give them. propensity: "log", "estimated" or "clicks". outside: the first request whose list the
+    policy never shows. model: the click model, where weights are of clicks.
     """
 
     rows: list[dict[str, Any]]
@@ -36,8 +40,9 @@ class Evaluation:
     support: dict[Of, Support]
     n: int
     off: float = 0.0
-    estimated: bool = False
+    propensity: Propensity = "log"
     outside: str | None = None
+    model: ClickModel | None = None
 
 
 def evaluate(
@@ -46,38 +51,47 @@ def evaluate(
     policy: Policy,
     reward: str = "clicks",
     slots: int | None = None,
-    estimators: Mapping[str, Estimator] = ESTIMATORS,
+    estimators: Mapping[str, Estimator] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    estimated: bool = False,
+    propensity: Propensity = "log",
 ) -> Evaluation:
     """What the Run's funnel would have earned a request, drawing its lists by `policy`.
 
     Args:
         slots: only the first so many of each list; None for all.
-        estimated: whether propensities are estimated, not read from the log.
+        estimators: by name; None for all that the weights allow.
+        propensity: of what the log shows: as it says, "estimated" (`propensities.py`), or "clicks"
+            for a log without chance, whose weights are those of clicks (`click_weights.py`).
 
     Raises:
         KarmafunnelError: as `lists_of`; for another log than that of the Run; where no list of the
             log is one that the policy may show, so that every estimator is refused; where
-            propensities cannot be estimated.
+            propensities cannot be estimated, or no click model fitted.
     """
     own_log = run.meta["log"]
     if own_log.get("checksum") != log.checksum:
         needed = f"the log that the Run replayed ({own_log['name']}, {own_log.get('checksum')})"
         found = f"{log.name}, {log.checksum}"
         raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=found)
-    lists = first(lists_of(run, log, reward, not estimated), slots)
+    lists = first(lists_of(run, log, reward, propensity == "log"), slots)
     if not len(lists.item):
         raise KarmafunnelError(
             f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
         )
     choice = choice_of(run, log, lists)
     who = f"off-policy estimates of {run.name} by {policy!r}"
-    if estimated:
+    if propensity == "clicks":
+        clicked = first(lists_of(run, log, "clicks", False), slots).reward
+        worth = worth_of_clicks(lists, choice, clicked, log.n_items, seed)
+        models = fitted_to(log, run.meta["window"], lists.item.shape[1], who, seed)
+        asked = CLICK_ESTIMATORS if estimators is None else estimators
+        return judge_clicks(lists, choice, policy, models, worth, who, asked, resamples, seed)
+    if propensity == "estimated":
         lists = with_estimates(lists, choice, seed, who)
     unseen = never_shown(log, choice, policy)
-    return judge(lists, choice, policy, unseen, who, estimators, None, resamples, seed, estimated)
+    asked = ESTIMATORS if estimators is None else estimators
+    return judge(lists, choice, policy, unseen, who, asked, None, resamples, seed, propensity)
 
 
 def judge(
@@ -90,7 +104,7 @@ def judge(
     slot: np.ndarray | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    estimated: bool = False,
+    propensity: Propensity = "log",
 ) -> Evaluation:
     """What lists that a log showed say of a policy that would choose from `choice`.
 
@@ -107,7 +121,7 @@ def judge(
     prefix = np.cumprod(evaluated / lists.propensity, axis=1)
     off = balance(prefix, shown_share(lists, choice, policy), lists)
     worst = int(np.abs(off).argmax())
-    if estimated and abs(off[worst]) > OFF:
+    if propensity == "estimated" and abs(off[worst]) > OFF:
         raise KarmafunnelError(
             who,
             what="estimated propensities",
@@ -137,14 +151,83 @@ def judge(
     outside = str(lists.request_id[int(never[0])]) if len(never) else None
     if all(refused.values()):
         support["list"].check(who, FEWEST, outside)
-    asked = {name: estimators[name].of(logged) for name, why in refused.items() if not why}
-    own = mean(lists.reward.sum(axis=1), logged)
-    clusters = int(lists.cluster.max(initial=-1)) + 1
-    earned, *samples = resample([own, *asked.values()], clusters, resamples, seed)
+    found = estimates_of([logged], estimators, support, refused, resamples, seed)
+    return replace(found, off=float(off.max()), propensity=propensity, outside=outside)
+
+
+def judge_clicks(
+    lists: LoggedLists,
+    choice: Choice,
+    policy: Policy,
+    models: Sequence[Fit],
+    worth: np.ndarray,
+    who: str,
+    estimators: Mapping[str, Estimator] = CLICK_ESTIMATORS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """What the clicks of lists say of a policy that would choose from `choice`, by click models.
+
+    Args:
+        models: one, and the same fitted to draws of users, among which the resamples are divided.
+        worth: see `click_weights`.
+
+    Raises:
+        KarmafunnelError: where the funnel knows of clicks what the model does not.
+    """
+    told = [click_weights(lists, choice, policy, model, worth, seed) for model in models]
+    off = unexplained(lists, choice, told[0].predicted)
+    if abs(off) > OFF:
+        raise KarmafunnelError(
+            who,
+            what="click model",
+            needs="one attraction for each item to explain the clicks",
+            found=f"what this funnel scores high in a list earned {off:+.1f} standard errors more "
+            "than it says: place and worth to the request cannot be told apart",
+        )
+    each = [
+        Logged(lists.reward, {"click": x.weight}, lists.cluster, x.predicted, direct=x.direct)
+        for x in told
+    ]
+    unseen = 1.0 - told[0].held
+    support: dict[Of, Support] = {"click": Support.of(told[0].weight[lists.reward > 0], unseen)}
+    refused = {name: why_not(value, support, False) for name, value in estimators.items()}
+    found = estimates_of(each, estimators, support, refused, resamples, seed)
+    none = np.flatnonzero(told[0].held == 0)
+    outside = str(lists.request_id[int(none[0])]) if len(none) else None
+    return replace(found, propensity="clicks", outside=outside, model=models[0].model)
+
+
+def estimates_of(
+    each: Sequence[Logged],
+    estimators: Mapping[str, Estimator],
+    support: Mapping[Of, Support],
+    refused: Mapping[str, str],
+    resamples: int,
+    seed: int,
+) -> Evaluation:
+    """Estimates with their intervals.
+
+    Args:
+        each: what the estimates are of; further ones are the same by other models, among which the
+            resamples are divided.
+        refused: by name why, "" for those that are asked.
+    """
+    names = [name for name, why in refused.items() if not why]
+    logged, *others = each
+    own = mean(logged.reward.sum(axis=1), logged)
+    asked = [estimators[name].of(logged) for name in names]
+    clusters = int(logged.cluster.max(initial=-1)) + 1
+    parts = []
+    for i, one in enumerate(others or [logged]):
+        estimates = [own, *(estimators[name].of(one) for name in names)]
+        share = resamples // max(len(others), 1)
+        parts.append(resample(estimates, clusters, share, seed + i))
+    earned, *samples = (np.concatenate(x) for x in zip(*parts, strict=True))
     rows: dict[str, dict[str, Any]] = {
         name: {"estimator": name, "refused": why} for name, why in refused.items()
     }
-    for (name, estimate), drawn in zip(asked.items(), samples, strict=True):
+    for name, estimate, drawn in zip(names, asked, samples, strict=True):
         value, gap = estimate.value, interval(drawn - earned)
         low, high = interval(drawn)
         rows[name] |= {"value": value, "low": low, "high": high}
@@ -153,11 +236,8 @@ def judge(
     return Evaluation(
         list(rows.values()),
         {"value": own.value, "low": low, "high": high},
-        support,
+        dict(support),
         own.n,
-        float(off.max()),
-        estimated,
-        outside,
     )
 
 
@@ -193,5 +273,6 @@ def why_not(estimator: Estimator, support: Mapping[Of, Support], uniform: bool) 
     if found is None:
         return f"the log does not tell the probability of each {estimator.reads} alone"
     if found.effective < FEWEST:
-        return f"rests on {found.effective:.1f} of {found.n:,} requests"
+        what = "slots that earned" if estimator.reads == "click" else "requests"
+        return f"rests on {found.effective:.1f} of {found.n:,} {what}"
     return ""
