@@ -144,9 +144,9 @@ class BestOrRandom(Policy):
     def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
         number = left.sum(axis=1, keepdims=True)
         found = np.where(left, self.exploration / np.maximum(number, 1), 0.0)
-        best = left.argmax(axis=1)  # candidates are best first
         rows = np.flatnonzero(number[:, 0])
-        found[rows, best[rows]] += 1.0 - self.exploration
+        best = left[rows].argmax(axis=1) if len(rows) else rows  # candidates are best first
+        found[rows, best] += 1.0 - self.exploration
         return found
 
 

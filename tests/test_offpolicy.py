@@ -273,6 +273,8 @@ def test_items_that_are_no_candidates_and_short_lists() -> None:
         steps = policy.steps(Candidates(score, place, there))
         assert steps[0, 0] == 0.0 and steps[0, 1] > 0.2 and steps[1].tolist() == [1.0, 1.0]
         assert policy.expected(Candidates(score, place, there), np.ones((2, 3)))[1, 1] == 0.0
+        drawn, chance = policy.draw(np.zeros((2, 0)), np.full((2, 3), 0.5))
+        assert (drawn == -1).all() and (chance == 1.0).all()
     for wrong in (lambda: PlackettLuce(0.0), lambda: BestOrRandom(1.5), lambda: BestOrRandom(-0.1)):
         with pytest.raises(KarmafunnelError, match=r"temperature|exploration"):
             wrong()

@@ -50,8 +50,8 @@ def made(slots: int, by: str, n: int = 6000, seed: int = 0) -> tuple[LoggedLists
 
 
 def asked(lists: LoggedLists, choice: Choice, estimated: bool) -> Evaluation:
-    none = np.zeros(len(lists.item))
-    return judge(lists, choice, PlackettLuce(1.0), none, "test", propensity="estimated" if estimated else "log")
+    held = np.ones(choice.item.shape, dtype=bool)
+    return judge(lists, choice, PlackettLuce(1.0), held, "test", propensity="estimated" if estimated else "log")
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -103,7 +103,7 @@ def test_a_log_that_chose_by_something_else_is_refused() -> None:
     lists, choice, _ = made(1, "a threshold")
     guessed = with_estimates(lists, choice, 0, "test")
     with pytest.raises(KarmafunnelError, match=r"the log chose by more than slot, item and"):
-        judge(guessed, choice, PlackettLuce(0.4), np.zeros(6000), "test", propensity="estimated")
+        judge(guessed, choice, PlackettLuce(0.4), np.ones((6000, ITEMS), dtype=bool), "test", propensity="estimated")
 
 
 def test_recorded_propensities_that_are_too_small_are_told() -> None:

@@ -172,9 +172,8 @@ def drawn(shop: Shop, truth: Truth, setting: Setting, rng: np.random.Generator) 
     slot = truth.evaluated[rows][at] / truth.logging[rows][at]
     estimators = {name: ESTIMATORS[name] for name in NAMES}
     policy, seed = PlackettLuce(setting.temperature), int(rng.integers(2**31))
-    found = judge(
-        lists, choice, policy, np.zeros(len(rows)), "coverage", estimators, slot, seed=seed
-    )
+    held = np.ones(order.shape, dtype=bool)
+    found = judge(lists, choice, policy, held, "coverage", estimators, slot, seed=seed)
     said = {
         row["estimator"]: [row["value"], row["low"], row["high"]]
         for row in found.rows

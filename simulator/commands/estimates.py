@@ -37,6 +37,11 @@ from .parameters import Number, folder, json_flag, open_log, out, seed_option, v
     help="Of what was shown: as the log says, estimated from its lists, or, for a log without "
     "chance, those of clicks by a click model.",
 )
+@click.option(
+    "--logger",
+    type=folder,
+    help="A Run of the funnel that drew the log's lists, for its candidates and propensities.",
+)
 @click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
 @seed_option
 @json_flag
@@ -48,6 +53,7 @@ def ope(
     exploration: float | None,
     reward: str,
     propensity: Literal["log", "estimated", "clicks"],
+    logger: Path | None,
     slots: int | None,
     seed: int,
     as_json: bool,
@@ -76,6 +82,8 @@ def ope(
         asked = (
             BestOrRandom(exploration or 0.0) if temperature is None else PlackettLuce(temperature)
         )
+    if logger is not None and propensity != "log":
+        raise KarmafunnelError("ope", needs="--logger or --propensity", found="both of them")
     opened = Run.open(run)
     own = own_policy(opened)
     if own is not None and asked is not None and asked != own:
@@ -90,13 +98,15 @@ def ope(
         slots,
         seed=seed,
         propensity=propensity,
+        logger=None if logger is None else Run.open(logger),
     )
     if as_json:
         support = {kind: asdict(one) for kind, one in found.support.items()}
         told = {"policy": repr(policy), "reward": reward, "slots": slots, "requests": found.n}
         told |= {"propensity": propensity}
         said = {"support": support, "logged": found.logged, "rows": found.rows}
-        print(json.dumps(told | said | {"marks": warnings(found)}))
+        stages = {name: asdict(one) for name, one in found.stages.items()}
+        print(json.dumps(told | said | {"stages": stages, "marks": warnings(found)}))
         return
     print_table(support_table(found), out, verbose)
     print_table(estimates_table(found, policy, reward), out, verbose)

@@ -9,6 +9,7 @@ from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from ..world.click_protocol import ClickModel
 from .evaluate import Evaluation
+from .logger import CANDIDATES
 from .propensities import OFF
 
 KINDS = {
@@ -27,13 +28,13 @@ def support_table(found: Evaluation) -> Table:
     """How many requests the estimates rest on, by kind of weight."""
     rows = [
         [
-            KINDS[kind],
+            KINDS.get(kind, kind),
             f"{one.effective:,.1f} of {one.n:,}",
             number(one.mean),
             f"{one.largest:.1%}",
             f"{one.unseen:.1%}",
         ]
-        for kind, one in found.support.items()
+        for kind, one in [*found.stages.items(), *found.support.items()]
     ]
     clicks = found.propensity == "clicks"
     heads = ["weights of", "effective requests", "mean weight", "largest", "never shown"]
@@ -77,6 +78,12 @@ def warnings(found: Evaluation) -> list[str]:
             "list, CDR takes the model's word for them."
         )
         told.append(f"Click model: {rounded(found.model)}.")
+    if found.stages:
+        share = found.stages[CANDIDATES].unseen
+        told.append(
+            f"{share:.0%} of what the funnel shows first is no candidate of the logger: IPS and "
+            "its kind count it as earning nothing, DR as the model says."
+        )
     told += [
         f"Weights of {KINDS[kind]} have mean {number(one.mean)}, not 1: the funnel shows lists "
         "that the log does not. IPS and RIPS count them as earning nothing, DR as the model says."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,8 @@ from ..world.click_fit import Fit
 from ..world.click_protocol import ClickModel
 from .click_weights import click_weights, fitted_to, unexplained, worth_of_clicks
 from .estimators import CLICK_ESTIMATORS, ESTIMATORS, IPS, Estimator, Logged, Of, ReplayMethod, mean
-from .propensities import OFF, balance, shown_share, with_estimates
+from .logger import among, by_stage, logged_choice, never_shown, with_propensities
+from .propensities import OFF, balance, with_estimates
 from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess
 from .support import Support
@@ -32,7 +33,8 @@ class Evaluation:
     interval, effective, refused). logged: what the log earned a request. support: by kind of
     weight. off: by how many standard errors the weights are above the mean that right propensities
     give them. propensity: "log", "estimated" or "clicks". outside: the first request whose list the
-    policy never shows. model: the click model, where weights are of clicks.
+    policy never shows. model: the click model, where weights are of clicks. stages: of the ratios
+    that weights are products of, where the logger's candidates are known.
     """
 
     rows: list[dict[str, Any]]
@@ -43,6 +45,7 @@ class Evaluation:
     propensity: Propensity = "log"
     outside: str | None = None
     model: ClickModel | None = None
+    stages: Mapping[str, Support] = field(default_factory=dict)
 
 
 def evaluate(
@@ -55,6 +58,7 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
     propensity: Propensity = "log",
+    logger: Run | None = None,
 ) -> Evaluation:
     """What the Run's funnel would have earned a request, drawing its lists by `policy`.
 
@@ -63,18 +67,22 @@ def evaluate(
         estimators: by name; None for all that the weights allow.
         propensity: of what the log shows: as it says, "estimated" (`propensities.py`), or "clicks"
             for a log without chance, whose weights are those of clicks (`click_weights.py`).
+        logger: a Run of the funnel that drew the log's lists: it tells their propensities and what
+            else they could have been drawn from, `logger.py`.
 
     Raises:
-        KarmafunnelError: as `lists_of`; for another log than that of the Run; where no list of the
+        KarmafunnelError: as `lists_of`; for another log than that of the Runs; where no list of the
             log is one that the policy may show, so that every estimator is refused; where
             propensities cannot be estimated, or no click model fitted.
     """
-    own_log = run.meta["log"]
-    if own_log.get("checksum") != log.checksum:
-        needed = f"the log that the Run replayed ({own_log['name']}, {own_log.get('checksum')})"
-        found = f"{log.name}, {log.checksum}"
-        raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=found)
-    lists = first(lists_of(run, log, reward, propensity == "log"), slots)
+    for one in (run, *([] if logger is None else [logger])):
+        own_log = one.meta["log"]
+        if own_log.get("checksum") != log.checksum:
+            needed = f"the log that the Run replayed ({own_log['name']}, {own_log.get('checksum')})"
+            found = f"{log.name}, {log.checksum}"
+            raise KarmafunnelError(f"off-policy estimates of {one.name}", needs=needed, found=found)
+    recorded = propensity == "log" and (logger is None or log.has("propensity"))
+    lists = first(lists_of(run, log, reward, recorded), slots)
     if not len(lists.item):
         raise KarmafunnelError(
             f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
@@ -87,18 +95,26 @@ def evaluate(
         models = fitted_to(log, run.meta["window"], lists.item.shape[1], who, seed)
         asked = CLICK_ESTIMATORS if estimators is None else estimators
         return judge_clicks(lists, choice, policy, models, worth, who, asked, resamples, seed)
+    asked = ESTIMATORS if estimators is None else estimators
+    if logger is not None:
+        drawn_from, by = logged_choice(logger, log, lists)
+        lists = with_propensities(lists, drawn_from, by, logger.name)
+        held = among(choice, drawn_from)
+        told = judge(lists, choice, policy, held, who, asked, None, resamples, seed)
+        return replace(told, stages=by_stage(lists, choice, policy, held))
+    shown = log.rows["item"].to_numpy()
     if propensity == "estimated":
         lists = with_estimates(lists, choice, seed, who)
-    unseen = never_shown(log, choice, policy)
-    asked = ESTIMATORS if estimators is None else estimators
-    return judge(lists, choice, policy, unseen, who, asked, None, resamples, seed, propensity)
+        shown = lists.item
+    held = np.isin(choice.item, shown)
+    return judge(lists, choice, policy, held, who, asked, None, resamples, seed, propensity)
 
 
 def judge(
     lists: LoggedLists,
     choice: Choice,
     policy: Policy,
-    unseen: np.ndarray,
+    held: np.ndarray,
     who: str,
     estimators: Mapping[str, Estimator] = ESTIMATORS,
     slot: np.ndarray | None = None,
@@ -109,7 +125,7 @@ def judge(
     """What lists that a log showed say of a policy that would choose from `choice`.
 
     Args:
-        unseen: of each request, the share of the policy that the log never shows, (n,).
+        held: whether the log can show each candidate, (n, m).
         who: what errors name.
         slot: weights of each slot alone, (n, k), where they are known.
 
@@ -119,7 +135,8 @@ def judge(
     """
     evaluated = policy.steps(choice.candidates)
     prefix = np.cumprod(evaluated / lists.propensity, axis=1)
-    off = balance(prefix, shown_share(lists, choice, policy), lists)
+    off = balance(prefix, policy.expected(choice.candidates, held.astype(np.float64)), lists)
+    unseen = never_shown(choice, policy, held)
     worst = int(np.abs(off).argmax())
     if propensity == "estimated" and abs(off[worst]) > OFF:
         raise KarmafunnelError(
@@ -245,17 +262,6 @@ def first(lists: LoggedLists, slots: int | None) -> LoggedLists:
     """Those of the first so many slots."""
     cut = {name: getattr(lists, name)[:, :slots] for name in ("item", "propensity", "reward")}
     return replace(lists, **cut)
-
-
-def never_shown(log: Log, choice: Choice, policy: Policy) -> np.ndarray:
-    """Of each request, the probability that the first slot shows an item that stands in no list of
-    the log: (n,).
-    """
-    shown = np.zeros(log.n_items + 1, dtype=bool)
-    shown[log.rows["item"].to_numpy()] = True
-    shown[-1] = True  # no candidate
-    score = choice.candidates.score
-    return (policy.choice(score, np.isfinite(score)) * ~shown[choice.item]).sum(axis=1)
 
 
 def says_the_same(estimator: Estimator) -> bool:

@@ -18,7 +18,6 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from ...errors import KarmafunnelError
-from ...stages.policies import Policy
 from .reading import Choice, LoggedLists
 
 FOLDS = 3
@@ -135,12 +134,3 @@ def balance(prefix: np.ndarray, held: np.ndarray, lists: LoggedLists) -> np.ndar
     by_user = np.stack([np.bincount(lists.cluster, weights=column) for column in off.T], axis=1)
     error = np.sqrt((by_user**2).sum(axis=0))
     return np.asarray(by_user.sum(axis=0) / np.where(error > 0, error, 1.0))
-
-
-def shown_share(lists: LoggedLists, choice: Choice, policy: Policy) -> np.ndarray:
-    """What the policy shows, slot by slot after the logged items above, of the items that stand in
-    some of the lists: (n, k).
-    """
-    shown = np.unique(lists.item[lists.there])
-    known = np.isin(choice.item, shown).astype(np.float64)
-    return policy.expected(choice.candidates, known)
