@@ -25,6 +25,8 @@ from karmafunnel.simulator.offpolicy.reading import Choice, LoggedLists
 from karmafunnel.simulator.world.click_fit import Fit, Prior
 from karmafunnel.simulator.world.click_lists import Lists
 from karmafunnel.simulator.world.clicks import PBM, Cascade
+from karmafunnel.simulator.world.market import examination
+from karmafunnel.simulator.world.world import generate
 from karmafunnel.stages.policies import BestOrRandom, Candidates, PlackettLuce
 from shop import START
 
@@ -167,6 +169,37 @@ def test_wrong_attraction_is_corrected_and_wrong_looks_are_not() -> None:
         assert low < truth < high
     assert said[0][2][1] < truth - 0.2  # the model alone is far off
     assert said[1][0][0] > truth or said[1][0][1] < truth
+
+
+def test_clicks_of_a_personalised_engine_mislead() -> None:
+    """A World whose engine shows its best by what fits the request: CDR of a random order is far
+    above the truth, and nothing in the log says so.
+    """
+    world = generate(1000, 500, 6000, 0, exploration=0.0)
+    pool = world.truth["pool"].filter(pl.col("pool_rank") <= 8)
+    pool = pool.filter(pl.len().over("request_id") == 8)
+    number = {item: i for i, item in enumerate(world.log.item_ids.tolist())}
+    item = np.array([number[i] for i in pool["item_id"]]).reshape(-1, 8)
+    utility, p_click = (pool[name].to_numpy().reshape(-1, 8) for name in ("utility", "p_click"))
+    rng, looks, half = np.random.default_rng(0), examination(5), len(item) // 2
+    clicks = rng.random((len(item), 5)) < p_click[:, :5] * looks
+    models = fits(Lists(item[:half, :5], clicks[:half]), world.log.n_items)
+    fitted = np.array(models[0].model.examination)
+    assert (fitted[1:] < looks[1:] - 0.05).all()  # place is taken for worth
+    for name, score in (("random", rng.normal(size=utility.shape)), ("better", utility)):
+        order = np.argsort(-score, axis=1)
+        wanted = np.take_along_axis(item, order, axis=1)[half:]
+        lists, choice = lists_and_choice(item[half:, :5], wanted, clicks[half:].astype(float))
+        choice = Choice(choice.candidates, wanted, score[half:, :5])
+        ones = np.ones((len(wanted), 13))
+        if name == "better":  # this one sees it
+            with pytest.raises(KarmafunnelError, match="cannot be told apart"):
+                judge_clicks(lists, choice, BEST, models, ones, "test")
+            continue
+        found = judge_clicks(lists, choice, BEST, models, ones, "test")
+        truth = (np.take_along_axis(p_click, order, axis=1)[half:, :5] * looks).sum(axis=1).mean()
+        (row,) = [row for row in found.rows if row["estimator"] == "CDR"]
+        assert row["low"] > truth + 0.1
 
 
 def shop_without_chance(n: int = 3000) -> Log:
