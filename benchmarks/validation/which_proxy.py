@@ -37,7 +37,6 @@ from karmafunnel.simulator.measure.compare import measure
 from karmafunnel.simulator.measure.intervals import interval
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.offpolicy.evaluate import evaluate
-from karmafunnel.simulator.offpolicy.policies import BestOrRandom
 from karmafunnel.simulator.replay.market_recipe import load_marketplace
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.provenance import commit, processor
@@ -46,6 +45,7 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.marketplace import Marketplace
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
+from karmafunnel.stages.policies import BestOrRandom
 from karmafunnel.terminal import Console
 
 ITEMS, USERS, BEFORE, DAYS = 1500, 3000, 28, 3
