@@ -717,7 +717,7 @@ def main_with_shards_of(chunk: int, words: list[str]) -> str:
     )
 
 
-def wait_for(happens: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(happens: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, "it did not happen"
