@@ -309,6 +309,9 @@ def test_clicks_and_purchases_follow_the_truth(rounds):
         assert abs(happened - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
     money = total(rounds, lambda a: a.paid * a.quantity)
     assert money == pytest.approx(total(rounds, lambda a: a.expected_gmv), rel=0.15)
+    # the money of what was bought, given that it was: coupons and units alone are left to chance
+    told = total(rounds, lambda a: a.bought * a.truth.units * a.truth.cost)
+    assert money == pytest.approx(told, rel=0.03)
     n = sum(len(v) for v, _, _ in rounds)
     assert total(rounds, lambda a: a.clicked) / n == pytest.approx(1.8, rel=0.15)
     assert total(rounds, lambda a: a.bought) / n == pytest.approx(0.28, rel=0.25)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import karmafunnel
 import numpy as np
 import polars as pl
 import pytest
@@ -38,6 +39,7 @@ from karmafunnel.simulator.world.world import START, read_truth
 from test_marketplace import BUSY, at_random, best, logged, open_small, run
 from test_world import small_catalogue
 
+ROOT = Path(karmafunnel.__file__).parent
 PBM6 = PBM([1.0, 0.8, 0.55, 0.4, 0.3, 0.2])
 WANTS = (QueryMatch(), Taste(), Thrift())
 
@@ -147,6 +149,14 @@ def test_users_and_items_arrive():
     new = shop.goods.available > 0
     assert new.mean() == pytest.approx(0.4, abs=0.06)
     assert new[shown].mean() > 0.2  # in the last lists
+
+
+def test_a_shop_that_nobody_knows_yet_is_calibrated_too():
+    """Where all users come later, the pilot is of them."""
+    coming = replace(BUSY, arrivals=Arrivals(users=1.0, days=2))
+    rounds = run(open_small(coming), 2)
+    n = sum(len(v) for v, _, _ in rounds)
+    assert sum(a.clicked.sum() for _, _, a in rounds) / n == pytest.approx(1.8, rel=0.15)
 
 
 def test_new_items_attract():
@@ -362,6 +372,25 @@ def test_a_bad_recipe_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(KarmafunnelError, match=f"recipe .*shop.py.*{message}"):
         load_marketplace(path)
+
+
+def test_a_want_of_ones_own(tmp_path):
+    """The class of the guide: shoppers who like what is reduced click it more."""
+    guide = (ROOT / "docs/guides/marketplace.md").read_text()
+    bargain = next(code for code in guide.split("```python")[1:] if "class Bargain" in code)
+    path = tmp_path / "shop.py"
+    path.write_text(
+        f"{bargain.split('```')[0]}\n"
+        "from karmafunnel.simulator.world.marketplace import Marketplace, Promotions\n"
+        "marketplace = Marketplace(wants=(Bargain(),), promotions=Promotions(0.5))\n"
+    )
+    marketplace, _ = load_marketplace(path)
+    assert repr(marketplace) == "Marketplace(wants=(Bargain(),), promotions=Promotions(0.5))"
+    shop = open_small(marketplace)
+    _, slates, answers = run(shop, 1)[0]
+    saved = 1 - answers.price / shop.goods.shelves.price[slates]
+    assert np.allclose(answers.truth.utility, 3.0 * saved)
+    assert len(np.unique(np.round(saved, 2))) >= 4
 
 
 def test_a_simulation_needs_visits():

@@ -122,8 +122,8 @@ class Shop(Place):
         """Set both biases so that a pilot of first visits expects the clicks and purchases a
         request that the marketplace has.
         """
-        rate = np.where(self.people.arrival == 0, self.people.rate, 0.0)
-        mass = np.cumsum(rate)
+        here = self.people.arrival == 0
+        mass = np.cumsum(np.where(here | ~here.any(), self.people.rate, 0.0))
         draws = Draws(self.seed, -1, 0, np.arange(PILOT))
         at = np.searchsorted(mass, draws.random("pilot") * mass[-1], side="right")
         users = np.unique(np.minimum(at, len(mass) - 1))
