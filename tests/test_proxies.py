@@ -46,9 +46,18 @@ def test_figures_that_few_funnels_have_are_left_out() -> None:
 
 
 def test_a_planted_effect_raises_the_money_of_the_treated_alone() -> None:
-    users = pl.DataFrame({"day": [-1, 0, 0], "arm": [1, 1, 0], "gmv": [1.0, 2.0, 4.0]})
-    more = false_alarms.planted(Outcome(users, pl.DataFrame()), 0.5)
-    assert more.users["gmv"].to_list() == [1.0, 3.0, 4.0]
+    users = pl.DataFrame(
+        {
+            "day": [-1, 1, 2, 0],
+            "user": [7, 7, 7, 8],
+            "arm": [1, 1, 1, 0],
+            "gmv": [1.0, 2.0, 3.0, 4.0],
+        }
+    )
+    more = false_alarms.planted(Outcome(users, pl.DataFrame()), 0.5, share=True)
+    assert more.users["gmv"].to_list() == [1.0, 3.0, 4.5, 4.0]
+    more = false_alarms.planted(Outcome(users, pl.DataFrame()), 0.5, share=False)
+    assert more.users["gmv"].to_list() == [1.0, 2.5, 3.0, 4.0]
 
 
 def test_a_shop_tells_of_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:

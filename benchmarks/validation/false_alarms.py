@@ -5,8 +5,9 @@
 Four hundred small shops, each with users of its own, whose two arms are both served by the shop's
 engine. A test of size 5% should find a difference in 5% of them when it looks once, at the end, and
 in at most 5% when it looks every day with always-valid intervals. Then the treated users pay more,
-by as much as the power calculator says is found with a power of 80%; the share that is found stands
-beside what it predicts.
+by as much as the power calculator says is found with a power of 80%: all of them by one amount, so
+that their figures vary as before, as the calculator assumes; or each by a share of what they pay,
+which also makes their figures vary more. The share that is found stands beside what it predicts.
 
 Each twenty shops are kept in OUT/runs under a hash of the code, so that the same command goes on.
 Writes false_alarms.md.
@@ -43,6 +44,7 @@ SHOPS, BLOCK = 400, 20
 ITEMS, USERS = 300, 500
 DESIGN = Design(days=7, before=7, retrain=0)
 PLANTED = "GMV a user"
+WAYS = ("by an amount", "by a share")
 
 
 def outcome_of(seed: int) -> Outcome:
@@ -57,10 +59,17 @@ def outcome_of(seed: int) -> Outcome:
     return books.close()
 
 
-def planted(outcome: Outcome, lift: float) -> Outcome:
-    """The same with treated users who pay more by a share of what they pay."""
-    more = pl.when((pl.col("arm") == 1) & (pl.col("day") >= 0)).then(1.0 + lift).otherwise(1.0)
-    return Outcome(outcome.users.with_columns(pl.col("gmv") * more), outcome.items)
+def planted(outcome: Outcome, more: float, share: bool) -> Outcome:
+    """The same with treated users who pay more: on the first day that they come, by an amount, or
+    (`share`) always by a share of what they pay.
+    """
+    during = (pl.col("arm") == 1) & (pl.col("day") >= 0)
+    if share:
+        gmv = pl.col("gmv") * pl.when(during).then(1.0 + more).otherwise(1.0)
+    else:
+        first = pl.col("day") == pl.col("day").filter(pl.col("day") >= 0).min().over("user")
+        gmv = pl.col("gmv") + pl.when(during & first).then(more).otherwise(0.0)
+    return Outcome(outcome.users.with_columns(gmv.alias("gmv")), outcome.items)
 
 
 def found(line: Line) -> dict[str, bool]:
@@ -80,11 +89,15 @@ def tell(seed: int) -> dict[str, Any]:
     sums = figures.Sums(outcome, DESIGN.days)
     past = sums.outcomes("gmv", None)
     plan = Plan.of(past, float((sums.arm == 1).mean()))
-    lift = plan.smallest_effect(len(past)) / float(past.values.mean())
-    line = next(x for x in read(planted(outcome, lift), DESIGN, sellers).lines if x.name == PLANTED)
+    amount = plan.smallest_effect(len(past))
+    lift = amount / float(past.values.mean())
+    told = {}
+    for way, more in zip(WAYS, (amount, lift), strict=True):
+        lines = read(planted(outcome, more, way == WAYS[1]), DESIGN, sellers).lines
+        told[way] = found(next(line for line in lines if line.name == PLANTED))
     return {
         "alarms": {line.name: found(line) for line in level.lines if line.name in FIGURES},
-        "planted": found(line),
+        "planted": told,
         "lift": lift,
         "mismatch": level.ratio.mismatch,
     }
@@ -116,8 +129,9 @@ def table_of(told: list[dict[str, Any]]) -> Table:
         [name, *(share([one["alarms"][name][way] for one in told]) for way in ways)]
         for name in FIGURES
     ]
-    planted = [share([one["planted"][way] for one in told]) for way in ways]
-    rows.append([f"{PLANTED}, planted: predicted 80.0%", *planted])
+    for name in WAYS:
+        hits = [share([one["planted"][name][way] for one in told]) for way in ways]
+        rows.append([f"{PLANTED}, more {name}: predicted 80.0%", *hits])
     mean = float(np.mean([one["lift"] for one in told]))
     below = [
         f"{len(told)} shops of {USERS} users, {DESIGN.days} days after {DESIGN.before}; "
