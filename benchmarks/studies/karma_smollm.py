@@ -35,7 +35,10 @@ seeds = (0, 1)
 Setting = tuple[float, int | None, float]
 FIRST: Setting = (5e-5, None, 0.1)
 # by loss and objectives the best mean of HR@10, HR@50 and HR@200 on W2b; FIRST before its trials
-CHOSEN: dict[tuple[str, str], Setting] = {}
+CHOSEN: dict[tuple[str, str], Setting] = {
+    ("catalogue softmax", "action-only"): (2e-4, 6, 0.1),
+    ("catalogue softmax", "+gen+rec"): (2e-4, 6, 0.1),
+}
 # of one core for a cell, alone and with the objectives
 MINUTES = {"trained": (25, 37), "frozen": (22, 35)}
 
