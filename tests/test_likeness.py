@@ -176,6 +176,9 @@ def test_hour_of_day_needs_a_day():
     found = line("hour of day", shop(), shop(per_session=4))
     assert found.verdict == "n/a" and found.why == "a window covers 0.5 hours, needs a day"
     assert line("hour of day", shop(), shop()).real == 0
+    log = shop()
+    dated = Log.make(log.items, log.requests.with_columns(pl.col("ts").dt.truncate("1d")), log.exposures, log.meta)
+    assert line("hour of day", shop(), dated).why == "the simulated log knows days alone"
 
 
 # -- what is missing -------------------------------------------------------------------------------
@@ -296,6 +299,15 @@ def test_features_by_hand():
     assert np.isnan(since[:16]).all()
     assert since[16:32] == pytest.approx(np.log1p(600))
     assert len(set(found["price level"].tolist())) == 1
+
+
+def test_a_feature_that_no_request_has():
+    # every request is a user of its own: nobody has a request before
+    log = shop(users=40)
+    alone = Log.make(log.items, log.requests.with_columns(user_id=pl.col("request_id")), log.exposures, log.meta)
+    mine, theirs, _ = parts(alone, alone)
+    assert np.isnan(features(mine)["time since the last request"]).all()
+    assert tell_apart(mine, theirs, np.random.default_rng(0)).auc.value <= 0.55
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...files import PAGE
+from ...terminal import visible
 from .parameters import (
     claimed,
     err,
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 @limit_option
 @seed_option
 @click.option("--no-cache", is_flag=True, help="Fit the funnels anew.")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    help="How the card is printed.",
+)
 @json_flag
 @verbose_flag
 @takes_run_options
@@ -48,6 +56,7 @@ def likeness(
     simulated: Path,
     html: Path | None,
     funnels: bool,
+    fmt: str,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -60,7 +69,7 @@ def likeness(
     from ..likeness.card import likeness as report_card
     from ..likeness.policy_order import on_both
     from ..report.likeness_page import card_table, told, write_html
-    from ..report.table import print_table
+    from ..report.table import print_table, to_markdown
 
     if html:
         claimed(html, PAGE, real, simulated)
@@ -75,6 +84,9 @@ def likeness(
         err.print(f"page: {html}", soft_wrap=True)
     if as_json:
         print(json.dumps(card.as_dict(), indent=1))
+        return
+    if fmt == "markdown":
+        print(visible(to_markdown(card_table(card, whole=True))), end="")
         return
     print_table(card_table(card), out, verbose)
     for line in told(card):

@@ -222,7 +222,14 @@ def print_next(log: Path) -> None:
     help="Simulate the `marketplace` that this Python file exports.",
 )
 @click.option(
-    "--days", type=Number("world_days"), help="With --recipe: days, in place of --requests."
+    "--like",
+    type=folder,
+    help="Simulate a marketplace fitted to this log: its clicks, purchases, sessions and visits.",
+)
+@click.option(
+    "--days",
+    type=Number("world_days"),
+    help="With --recipe or --like: days, in place of --requests.",
 )
 @seed_option
 @click.option(
@@ -248,6 +255,7 @@ def world(
     log: Path,
     catalogue: Path | None,
     recipe: Path | None,
+    like: Path | None,
     days: int | None,
     force: bool,
     **asked: Any,
@@ -258,15 +266,17 @@ def world(
     from ..world import generate
 
     start = time.perf_counter()
-    claimed(log, LOG, *filter(None, (catalogue, recipe)), force=force)
+    claimed(log, LOG, *filter(None, (catalogue, recipe, like)), force=force)
+    if recipe is not None and like is not None:
+        raise KarmafunnelError("world", needs="--recipe or --like", found="both of them")
     given = None
     if catalogue is not None:
         found = read(catalogue)
         given = Catalogue(found.items, found.meta)
-    if recipe is not None:
-        simulated(recipe, days, given, **asked).write(log)
+    if recipe is not None or like is not None:
+        simulated(recipe, like, days, given, **asked).write(log, force=force)
     elif days is not None:
-        raise KarmafunnelError("world", what="--days", needs="--recipe", found="none")
+        raise KarmafunnelError("world", what="--days", needs="--recipe or --like", found="none")
     else:
         generate(catalogue=given, **asked).write(log)
     counts = read_json(log / "log.json")["counts"]
@@ -275,23 +285,44 @@ def world(
 
 
 def simulated(
-    recipe: Path, days: int | None, catalogue: Catalogue | None, **asked: Any
+    recipe: Path | None,
+    like: Path | None,
+    days: int | None,
+    catalogue: Catalogue | None,
+    **asked: Any,
 ) -> Simulation:
-    """The marketplace of a recipe, simulated; raises KarmafunnelError for options that it has in
-    itself.
+    """The marketplace of a recipe, or one like a log, simulated; raises KarmafunnelError for
+    options that it has in itself.
     """
     from ..replay.market_recipe import load_marketplace
     from ..world import simulate
+    from ..world.likened import goods, like_log
 
     source = click.get_current_context().get_parameter_source
     typed = [name for name in asked if source(name) is not ParameterSource.DEFAULT]
+    way = "--recipe" if like is None else "--like"
     for name in ("semantic", "exploration", "images"):
         if name in typed:
-            needs = "a World without --recipe, whose file says such things"
+            needs = f"a World without {way}, which says such things"
             raise KarmafunnelError("world", what=f"--{name}", needs=needs, found="both")
-    marketplace, text = load_marketplace(recipe)
-    requests = asked["requests"] if days is None or "requests" in typed else None
     sizes = {name: asked[name] for name in ("items", "users", "seed")}
+    if like is None:
+        assert recipe is not None
+        marketplace, text = load_marketplace(recipe)
+    else:
+        log = open_log(like)
+        with err.status("fitting") as status:
+            found = like_log(log, status.update)
+        for name, said in found.told.items():
+            err.print(f"{name}: {said}", soft_wrap=True)
+        marketplace, text = found.marketplace, found.recipe
+        if days is None and "requests" not in typed:
+            days = found.days
+        if "users" not in typed:
+            sizes["users"] = found.users
+        if catalogue is None and (catalogue := goods(log)) is not None and "items" not in typed:
+            sizes["items"] = log.n_items
+    requests = asked["requests"] if days is None or "requests" in typed else None
     return simulate(
         marketplace, days=days, requests=requests, catalogue=catalogue, recipe=text, **sizes
     )

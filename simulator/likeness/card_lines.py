@@ -192,7 +192,10 @@ class HourOfDay(Spread):
         span = parts[0].terms.span
         if span is not None and span < DAY:
             return f"a window covers {span / 3_600_000:.1f} hours, needs a day"
-        return super().absent(*parts)
+        if why := super().absent(*parts):
+            return why
+        dated = [part.who for part in parts if (part.t % DAY == part.t[0] % DAY).all()]
+        return f"the {dated[0]} log knows days alone" if dated else ""
 
 
 class Activity(Spread):

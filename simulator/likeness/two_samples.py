@@ -24,6 +24,7 @@ MOST = 10_000  # requests of each log that are read, at equal distances
 FOLDS = 5
 RESAMPLES = 200
 LEVELS = 5  # of prices
+UNKNOWN = -1e6  # below every value
 NAME = "told apart"
 UNIT = "AUC of a classifier; .5: not at all"
 KIND: Kind = "AUC - .5"
@@ -139,6 +140,7 @@ def tell_apart(first: Part, second: Part, rng: np.random.Generator) -> ToldApart
         rows = np.linspace(0, part.n - 1, n).astype(np.int64)
         columns.append((np.stack([found[name][rows] for name in names], axis=1), part, rows))
     x = np.concatenate([values for values, _, _ in columns])
+    x = np.where(np.isnan(x), UNKNOWN, x)
     same = first.log is second.log
     users = [
         part.log.user[part.requests][rows].astype(np.int64) + (0 if same else i * 2**32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,8 @@ def card_table(card: Card, whole: bool = False) -> Table:
     rows = [row(a, whole) for a in card.answers if a.distance is not None]
     title = f"{card.simulated} against {card.real}: {card.verdict}"
     why = reasons(card)
-    below = HOW if whole else [*why, *HOW]
     brief = " ".join(why) or "Each line is answered."
-    return Table(heads, rows, text_columns=1, title=title, below=below, brief=brief)
+    return Table(heads, rows, text_columns=1, title=title, below=[*why, *HOW], brief=brief)
 
 
 def row(answer: Answer, whole: bool) -> list[str | Cell]:
@@ -112,7 +112,7 @@ def write_html(card: Card, path: Path | str, command: str = "karmafunnel likenes
 
 
 def card_page(card: Card, command: str = "karmafunnel likeness") -> Page:
-    lines: list[Block] = [card_table(card, whole=True)]
+    lines: list[Block] = [replace(card_table(card, whole=True), below=HOW)]
     lines += [Points(reasons(card), "note")] if reasons(card) else []
     differs: list[Block] = [Points(told(card)) if told(card) else Text("Nowhere.")]
     if away := given_away(card):
