@@ -348,3 +348,29 @@ def test_commands(recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
     done = CliRunner().invoke(main, ["interleave", *both, *sizes, "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["preference"] < 0
+
+
+def test_a_world_brings_its_recipe_its_users_and_its_goods(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    shop, made = tmp_path / "shop.py", tmp_path / "made"
+    shop.write_text(
+        "from karmafunnel.simulator.world.marketplace import Marketplace\n"
+        "marketplace = Marketplace(clicks=1.1)\n"
+    )
+    sizes = ["--items", "120", "--users", "110", "--days", "5"]
+    done = CliRunner().invoke(main, ["world", str(made), "--recipe", str(shop), *sizes])
+    assert done.exit_code == 0, done.output
+    few = ["--days", "2", "--before", "6", "--retrain", "0", "--out", str(tmp_path / "out")]
+    both = [recipes["words"], recipes["blind"]]
+    done = CliRunner().invoke(main, ["abtest", *both, str(made), *few, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["record"]["marketplace"] == "Marketplace(clicks=1.1)"
+    assert (told["users"], told["items"]) == (110, 120)
+    plain = tmp_path / "plain"
+    world = ["world", str(plain), "--items", "100", "--users", "30", "--requests", "100"]
+    assert CliRunner().invoke(main, world).exit_code == 0
+    done = CliRunner().invoke(main, ["abtest", *both, str(plain), *few, "--force"])
+    assert done.exit_code == 1 and "a World that was made by a recipe" in done.output

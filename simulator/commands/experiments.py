@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...files import EXPERIMENT
 from ...log import Catalogue, read
@@ -19,6 +20,7 @@ from .parameters import (
     force_flag,
     json_flag,
     no_cache_flag,
+    open_log,
     out,
     seed_option,
     typed,
@@ -86,15 +88,23 @@ def asked(
     from ..experiment.arms import Design
     from ..experiment.experiment import Experiment
     from ..replay.market_recipe import load_marketplace
+    from ..world.likened import goods
 
-    goods = None
+    market, _ = load_marketplace(world)
+    stock, sizes = None, {"users": users, "items": items}
+    if world.is_dir():  # a World: as many of its users, its own goods
+        made = open_log(world)
+        source = click.get_current_context().get_parameter_source
+        for name in sizes:
+            if source(name) is ParameterSource.DEFAULT:
+                sizes[name] = made.meta["world"][name]
+        if catalogue is None and made.name != "world":  # it lived on a catalogue
+            stock = goods(made)
     if catalogue is not None:
         found = read(catalogue)
-        goods = Catalogue(found.items, found.meta)
-    planned = Design(**design)
-    market, _ = load_marketplace(world)
+        stock = Catalogue(found.items, found.meta)
     cache = click.get_current_context().with_resource(cache_folder(no_cache))
-    return Experiment(recipes, market, planned, users, items, cache, goods)
+    return Experiment(recipes, market, Design(**design), cache=cache, catalogue=stock, **sizes)
 
 
 @click.command()
@@ -122,7 +132,8 @@ def abtest(
     """Test the funnel of RECIPE_B against that of RECIPE_A on the users of a simulated shop.
 
     Both are recipes as for `replay`, or FILE::ROW for a row of a table's recipe. WORLD is a recipe
-    of a marketplace, a Python file. Users are split, days follow each other, and both funnels are
+    of a marketplace, a Python file, or a log that `world --recipe` or `world --like` wrote. Users
+    are split, days follow each other, and both funnels are
     fitted again on what both have shown. Interrupted and started again, it goes on.
     """
     files = [one.partition("::")[0] for one in (recipe_a, recipe_b)]
