@@ -397,6 +397,13 @@ class Funnel:
         kept = [stages.get(stage.name, stage) for stage in self.stages]
         return replace(self, stages=tuple(stage for stage in kept if stage is not None))
 
+    def load(self, i: int, folder: Path, context: Context) -> FittedStage:
+        """Stage `i` as a fit has saved it in a folder."""
+        stage, together = self.stages[i], self.together
+        if self.train is not None and i in together:
+            return self.train.load(stage, self.stages[together[0]], folder, context)
+        return stage.load(folder, context)
+
     def fit(self, context: Context, cache: Kept | Path | None = None) -> FittedFunnel:
         """Fit every stage on what its upstream really passes on; fits are kept by content."""
         if not self.stages:
@@ -528,11 +535,11 @@ class Fits:
         return self.ready[key]
 
     def _folder(self, stage: Stage, key: str) -> Path | None:
-        return self.kept.folder / f"{stage.name}-{key}" if self.kept.folder else None
+        return self.kept.folder / stage_folder(stage, key) if self.kept.folder else None
 
     def _kept(self, i: int, key: str) -> FittedStage | None:
         """A stage that was fitted before, by this process or in the cache; else None."""
-        stage, train = self.funnel.stages[i], self.funnel.train
+        stage = self.funnel.stages[i]
         if key in self.kept.fitted:
             found: FittedStage = self.kept.fitted[key]
             return found
@@ -540,9 +547,7 @@ class Fits:
         if folder is None or not intact(folder):
             return None
         self.context.progress(f"{stage.name}: fitted before, from the cache")
-        if train is not None and i in self.together:
-            return train.load(stage, self.funnel.stages[self.together[0]], folder, self.context)
-        return stage.load(folder, self.context)
+        return self.funnel.load(i, folder, self.context)
 
     def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> FittedStage:
         """Fit a stage. With the fit on all users come those without a fold that a later stage will
@@ -678,6 +683,11 @@ def upto(funnel: Funnel, i: int, together: range) -> Funnel:
 def without_fold(key: str, fold: int) -> str:
     """The key of a funnel that was fitted without a fold of users."""
     return f"{key}.{fold}"
+
+
+def stage_folder(stage: Stage, key: str) -> str:
+    """The name of the cache folder of a fitted stage."""
+    return f"{stage.name}-{key}"
 
 
 def embedder_folder(value: Embedder, context: Context) -> str:

@@ -13,7 +13,7 @@ from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.experiment import arms as arms_module
-from karmafunnel.simulator.experiment.arms import Design, Kept, Outcome, run
+from karmafunnel.simulator.experiment.arms import Design, Folders, Outcome, run
 from karmafunnel.simulator.experiment.duel import duel
 from karmafunnel.simulator.experiment.figures_by_arm import BACK, Sums, read
 from karmafunnel.simulator.experiment.interleaving import TeamDraft
@@ -66,9 +66,9 @@ def opened(users: int = 150, seed: int = 3) -> Shop:
     return open_shop(Marketplace(), items=150, users=users, seed=seed)
 
 
-def kept(folder: Path) -> Kept:
+def kept(folder: Path) -> Folders:
     (folder / "lists").mkdir(parents=True, exist_ok=True)
-    return Kept(folder / "lists", folder / "cache")
+    return Folders(folder / "lists", folder / "cache")
 
 
 def past_of(shop: Shop, days: int) -> Past:

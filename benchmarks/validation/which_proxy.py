@@ -31,8 +31,7 @@ from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import cache_root, code_of, content_key
 from karmafunnel.log import Log
 from karmafunnel.simulator.experiment import arms
-from karmafunnel.simulator.experiment.arms import Design, Kept, run
-from karmafunnel.simulator.experiment.past import Past
+from karmafunnel.simulator.experiment.arms import Design, Folders, run
 from karmafunnel.simulator.measure.compare import measure
 from karmafunnel.simulator.measure.intervals import interval
 from karmafunnel.simulator.measure.run import Run
@@ -45,6 +44,7 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.marketplace import Marketplace
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
+from karmafunnel.simulator.world.simulate import simulate
 from karmafunnel.stages.policies import BestOrRandom
 from karmafunnel.terminal import Console
 
@@ -63,16 +63,7 @@ def opened(marketplace: Marketplace, seed: int) -> Shop:
 def logged(marketplace: Marketplace, seed: int, folder: Path) -> Log:
     """What the shop's own engine logs before the funnels come, with its propensities."""
     if not (folder / "log.json").exists():
-        shop = opened(marketplace, seed)
-        past = Past(shop.items, arms.META, BEFORE)
-        for day in range(BEFORE):
-            for visits in shop.day(day):
-                shown = shop.logging(visits)
-                answers = shop.answer(visits, shown.items)
-                rows = shop.exposures(visits, shown.items, answers, shown.propensity)
-                past.add(visits.requests, rows)
-        requests = pl.concat(past.requests).drop("window")
-        Log.make(past.items, requests, pl.concat(past.exposures), past.meta).write(folder)
+        simulate(marketplace, items=ITEMS, users=USERS, days=BEFORE, seed=seed).write(folder)
     return Log.open(folder)
 
 
@@ -103,7 +94,7 @@ def truth(name: str, marketplace: Marketplace, seed: int, folder: Path) -> dict[
     design = Design(days=DAYS, before=BEFORE, retrain=0, keep=BEFORE, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     shop, everybody = opened(marketplace, seed), np.zeros(USERS, dtype=np.int64)
-    outcome = run((f"{FUNNELS}::{name}",), shop, design, Kept(folder, cache_root()), everybody)
+    outcome = run((f"{FUNNELS}::{name}",), shop, design, Folders(folder, cache_root()), everybody)
     during = outcome.users.filter(pl.col("day") >= 0)
     requests = float(during["requests"].sum())
     return {what: float(during[column].sum()) / requests for what, column in TRUTHS.items()}

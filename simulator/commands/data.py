@@ -27,6 +27,7 @@ from .parameters import (
     log_argument,
     open_log,
     out,
+    read_catalogue,
     seed_option,
 )
 
@@ -269,10 +270,7 @@ def world(
     claimed(log, LOG, *filter(None, (catalogue, recipe, like)), force=force)
     if recipe is not None and like is not None:
         raise KarmafunnelError("world", needs="--recipe or --like", found="both of them")
-    given = None
-    if catalogue is not None:
-        found = read(catalogue)
-        given = Catalogue(found.items, found.meta)
+    given = read_catalogue(catalogue)
     if recipe is not None or like is not None:
         simulated(recipe, like, days, given, **asked).write(log, force=force)
     elif days is not None:

@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from ...files import EXPERIMENT
-from ...log import Catalogue, read
 from .parameters import (
     Number,
     cache_folder,
@@ -22,6 +21,7 @@ from .parameters import (
     no_cache_flag,
     open_log,
     out,
+    read_catalogue,
     seed_option,
     typed,
     verbose_flag,
@@ -91,18 +91,15 @@ def asked(
     from ..world.likened import goods
 
     market, _ = load_marketplace(world)
-    stock, sizes = None, {"users": users, "items": items}
+    stock, sizes = read_catalogue(catalogue), {"users": users, "items": items}
     if world.is_dir():  # a World: as many of its users, its own goods
         made = open_log(world)
         source = click.get_current_context().get_parameter_source
         for name in sizes:
             if source(name) is ParameterSource.DEFAULT:
                 sizes[name] = made.meta["world"][name]
-        if catalogue is None and made.name != "world":  # it lived on a catalogue
+        if stock is None and made.name != "world":  # it lived on a catalogue
             stock = goods(made)
-    if catalogue is not None:
-        found = read(catalogue)
-        stock = Catalogue(found.items, found.meta)
     cache = click.get_current_context().with_resource(cache_folder(no_cache))
     return Experiment(recipes, market, Design(**design), cache=cache, catalogue=stock, **sizes)
 

@@ -176,6 +176,14 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
     return log
 
 
+def read_catalogue(path: Path | None) -> Catalogue | None:
+    """The catalogue, or the items of a log, in a folder; None without one."""
+    if path is None:
+        return None
+    found = read(path)
+    return Catalogue(found.items, found.meta)
+
+
 @contextmanager
 def cache_folder(no_cache: bool) -> Iterator[Path]:
     from ...keys import cache_root

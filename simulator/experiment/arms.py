@@ -97,7 +97,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Folders:
     """Folders: what funnels offered, round by round, and their fits, by content. An experiment that
     was killed goes on from there and ends with the same bytes.
     """
@@ -148,7 +148,7 @@ def run(
     recipes: Sequence[str],
     shop: Shop,
     design: Design,
-    kept: Kept,
+    kept: Folders,
     arms: np.ndarray | None = None,
     say: Progress = silent,
 ) -> Outcome:
@@ -201,13 +201,16 @@ def served(
             if day < 0:
                 lists = shop.logging(visits).items
             else:
-                if number == 0 and design.fits(day):
+                fits = number == 0 and design.fits(day)
+                if fits:
                     past.begin_fit()
-                    servers.learn(past.log(visits.requests))
+                log = past.log(visits.requests)
+                if fits:
+                    servers.learn(log)
                 place = folder / f"lists-{day:03d}-{number:02d}.parquet"
                 offered = read_lists(place)
                 if offered is None:
-                    offered = offer(past.log(visits.requests), visits)
+                    offered = offer(log, visits)
                     write_lists(place, offered)
                 lists = show(offered, day, number)
             answers = shop.answer(visits, lists)

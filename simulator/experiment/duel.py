@@ -12,7 +12,7 @@ import numpy as np
 from ...log import Log
 from ..world.open_shop import Shop
 from ..world.visits import Visits
-from .arms import Design, Kept, Progress, Servers, served, silent
+from .arms import Design, Folders, Progress, Servers, served, silent
 from .interleaving import (
     Interleaved,
     Interleaving,
@@ -49,7 +49,7 @@ def duel(
     recipes: Sequence[str],
     shop: Shop,
     design: Design,
-    kept: Kept,
+    kept: Folders,
     way: Interleaving,
     say: Progress = silent,
 ) -> Duel:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files import atomic_folder, remove, write_json, write_parquet
+from ...files import atomic_folder, read_text, remove, write_json, write_parquet
 from ...keys import code_of, content_key
 from ...log import Catalogue
 from ..replay.recipe import find
@@ -18,7 +18,7 @@ from ..report.page import write_page
 from ..world.marketplace import Marketplace
 from ..world.open_shop import Shop, open_shop
 from . import arms
-from .arms import Design, Kept, Outcome, Progress, run, silent
+from .arms import Design, Folders, Outcome, Progress, run, silent
 from .duel import Duel, duel
 from .figures_by_arm import Result, read
 from .interleaving import Interleaving
@@ -74,8 +74,8 @@ class Experiment:
     @cached_property
     def texts(self) -> dict[str, str]:
         """The text of each recipe, by name."""
-        read = (find(file).read_text(encoding="utf-8") for file, _, _ in self._parts)
-        return dict(zip(self.names, read, strict=True))
+        texts = (read_text(find(file), "a Python file") for file, _, _ in self._parts)
+        return dict(zip(self.names, texts, strict=True))
 
     @cached_property
     def folder(self) -> Path:
@@ -86,11 +86,11 @@ class Experiment:
         key = content_key(code, *told, self.users, self.items, goods)
         return self.cache / f"experiment-{key}"
 
-    def kept(self, what: str) -> Kept:
+    def kept(self, what: str) -> Folders:
         """Folders for one run; that of its lists is there."""
         lists = self.folder / what
         lists.mkdir(parents=True, exist_ok=True)
-        return Kept(lists, self.cache)
+        return Folders(lists, self.cache)
 
     def forget(self) -> None:
         """Remove the lists."""

@@ -12,10 +12,9 @@ import numpy as np
 import polars as pl
 
 from ...log import Log
-from ...stages.context import Context
 from ...stages.frame import ITEM, RANK, REQUEST
 from ...stages.kept import Kept
-from ...stages.stage import FittedFunnel, FittedStage, embedder_folder
+from ...stages.stage import FittedFunnel, embedder_folder, stage_folder
 from ..replay.options import CHUNK, RunOptions
 from ..replay.prepare import prepare
 from ..replay.recipe import Recipe, load_recipe
@@ -65,17 +64,12 @@ class Server:
         for name, value in self.recipe.used_embedders.items():
             folder = self.cache / embedder_folder(value, before)
             context.embeddings[name] = value.load(folder, log)
-        stages = tuple(self._stage(place, context) for place in range(len(self.fitted.stages)))
-        return FittedFunnel(context, stages, train=self.fitted.train)
-
-    def _stage(self, place: int, context: Context) -> FittedStage:
-        fitted, train = self.fitted, self.fitted.train
-        stage, key = fitted.stages[place].stage, fitted.keys[place]
-        folder = self.cache / f"{stage.name}-{key}"
-        if train is not None and place in fitted.funnel.together:
-            first = fitted.stages[fitted.funnel.together.start].stage
-            return train.load(stage, first, folder, context)
-        return stage.load(folder, context)
+        funnel = self.fitted.funnel
+        stages = tuple(
+            funnel.load(i, self.cache / stage_folder(stage, key), context)
+            for i, (stage, key) in enumerate(zip(funnel.stages, self.fitted.keys, strict=True))
+        )
+        return FittedFunnel(context, stages, train=funnel.train)
 
 
 def best(funnel: FittedFunnel, requests: np.ndarray, slots: int) -> np.ndarray:

@@ -10,9 +10,9 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import LABELS, Log
+from ..world.visit_fits import by_gaps
 
 FEWEST = 30  # requests of a window
-GAP = 30 * 60_000  # ms without a request after which a session has ended
 DAY = 86_400_000
 
 
@@ -85,12 +85,7 @@ class Part:
         """Numbers from 0."""
         if self.terms.named_sessions:
             return np.unique(self.log.session[self.requests], return_inverse=True)[1]
-        order = np.lexsort((self.t, self.user))
-        user, t = self.user[order], self.t[order]
-        begins = np.r_[True, (np.diff(user) > 0) | (np.diff(t) > GAP)]
-        found = np.empty(self.n, dtype=np.int64)
-        found[order] = np.cumsum(begins) - 1
-        return found
+        return by_gaps(self.user, self.t)
 
     def _mine(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows of a frame with a column `request`, with `at`, the place of it among `requests`."""

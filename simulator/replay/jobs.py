@@ -17,7 +17,7 @@ from ...errors import KarmafunnelError, line_of
 from ...log import Log
 from ...stages.kept import Kept
 from ...stages.rows import Rows
-from ...stages.stage import embedder_folder
+from ...stages.stage import embedder_folder, stage_folder
 from .options import RunOptions
 from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe, run_recipe
@@ -143,7 +143,7 @@ def job_of(
         recipe, funnel = variant.recipe, variant.fitted
         rows.append(JobRow(recipe.row_name, funnel.keys, str(folder.resolve())))
         for ready, key in zip(funnel.stages, funnel.keys, strict=True):
-            fitted.add(f"{ready.stage.name}-{key}")
+            fitted.add(stage_folder(ready.stage, key))
         for value in recipe.used_embedders.values():
             fitted.add(embedder_folder(value, funnel.context))
     first = variants[0].recipe

@@ -21,7 +21,7 @@ from . import clicks, marketplace, wants
 from .click_lists import Shown
 from .click_protocol import ClickModel
 from .log_fits import browsing, events_a_request, exploration, fitted_requests
-from .marketplace import Arrivals, Marketplace
+from .marketplace import Arrivals, Engine, Marketplace
 from .shoppers import DAY
 from .simulate import simulate
 from .visit_fits import going_on, rhythm, visiting
@@ -124,7 +124,8 @@ def corrected(
             pilot = simulate(market, items=items, users=users, requests=PILOT, catalogue=shop).log
             if "browsing" in fitted:
                 again = browsing(pilot, (type(aim).__name__,)).model
-                market = with_browsing(market, moved(market.browsing, aim, again))
+                model = moved(market.browsing, aim, again)
+                market = with_browsing(market, model, market.engine)
             for name, wanted in there.items():
                 market = with_rate(market, name, wanted / rate(pilot, name))
         except KarmafunnelError as error:
@@ -146,11 +147,11 @@ def rate(log: Log, name: str) -> float:
     return events_a_request(log, {"clicks": "click", "purchases": "purchase"}[name]).value
 
 
-def with_browsing(market: Marketplace, model: ClickModel) -> Marketplace:
-    """With a click model, and no more clicks than its lists can hold."""
-    k = market.engine.slots
-    few = min(market.clicks, 0.9 * float(model.marginal(Shown(np.ones((1, k)))).sum()))
-    return replace(market, browsing=model, clicks=few, purchases=min(market.purchases, 0.9 * few))
+def with_browsing(market: Marketplace, model: ClickModel, engine: Engine) -> Marketplace:
+    """With a click model and the engine of its lists, and no more clicks than these can hold."""
+    few = min(market.clicks, 0.9 * float(model.marginal(Shown(np.ones((1, engine.slots)))).sum()))
+    bought = min(market.purchases, 0.9 * few)
+    return replace(market, browsing=model, engine=engine, clicks=few, purchases=bought)
 
 
 def with_rate(market: Marketplace, name: str, ratio: float) -> Marketplace:
@@ -170,11 +171,7 @@ def of_browsing(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
     engine, k = market.engine, found.slots
     pool = max(engine.pool, k)
     sized = replace(engine, slots=k, pool=pool, shortlist=max(engine.shortlist, pool))
-    # by default a marketplace may have more clicks than these lists can hold
-    most = float(found.model.marginal(Shown(np.ones((1, k)))).sum())
-    few = min(market.clicks, 0.9 * most)
-    bought = min(market.purchases, 0.9 * few)
-    made = replace(market, browsing=found.model, engine=sized, clicks=few, purchases=bought)
+    made = with_browsing(market, found.model, sized)
     held_out = ", ".join(f"{name} {value:.4f}" for name, value in found.held_out.items())
     told = f"{type(found.model).__name__}, {k} slots; log-likelihood of held-out lists: {held_out}"
     return made, told

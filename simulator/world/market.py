@@ -13,7 +13,7 @@ vector that any stage uses enters here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -423,13 +423,14 @@ def buy_drive(appeal: Appeal) -> np.ndarray:
 
 
 def solve(weight: np.ndarray, x: np.ndarray, aim: float) -> float:
-    """The bias b with sum(weight * sigmoid(x + b)) = aim (or as near as [-30, 30] allows), by
-    bisection.
-    """
+    """The bias b with sum(weight * sigmoid(x + b)) = aim, or as near as [-30, 30] allows."""
+    return bisected(lambda bias: float((weight * sigmoid(x + bias)).sum()), aim)
+
+
+def bisected(rises: Callable[[float], float], aim: float) -> float:
+    """The bias at which a rising function of it meets an aim, within [-30, 30]."""
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (
-            (middle, high) if float((weight * sigmoid(x + middle)).sum()) < aim else (low, middle)
-        )
+        low, high = (middle, high) if rises(middle) < aim else (low, middle)
     return 0.5 * (low + high)

@@ -4,7 +4,7 @@ same shoppers with the same luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from .catalogue import invent, stock
 from .click_lists import Shown
 from .draws import Draws, Stream
 from .frames import moments
-from .market import sigmoid
+from .market import bisected, sigmoid
 from .marketplace import Marketplace
 from .place import Place
 from .queries import Words
@@ -274,15 +274,6 @@ class Shop(Place):
             pl.when("purchased").then(pl.col(column)).alias(column)
             for column in ("price_paid", "quantity")
         )
-
-
-def bisected(rises: Callable[[float], float], aim: float) -> float:
-    """The bias at which a rising function of it meets an aim, within [-30, 30]."""
-    low, high = -30.0, 30.0
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if rises(middle) < aim else (low, middle)
-    return 0.5 * (low + high)
 
 
 def open_shop(

@@ -27,10 +27,16 @@ def sessions(log: Log, requests: np.ndarray) -> np.ndarray:
     if log.requests["session_id"].gather(requests).null_count() == 0:
         return np.unique(log.session[requests], return_inverse=True)[1]
     need_of(log, "sessions", "users", "clock")
-    user, t = log.user[requests], log.t[requests]
+    return by_gaps(log.user[requests], log.t[requests])
+
+
+def by_gaps(user: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """The session of each request, (n,) from 0: requests of a user without half an hour between
+    them.
+    """
     order = np.lexsort((t, user))
     begins = np.r_[True, (np.diff(user[order]) > 0) | (np.diff(t[order]) > GAP)]
-    found = np.empty(len(requests), dtype=np.int64)
+    found = np.empty(len(t), dtype=np.int64)
     found[order] = np.cumsum(begins) - 1
     return found
 
