@@ -1,5 +1,5 @@
-"""Weights of clicks, for logs whose lists were not drawn by chance (Tanaka et al. 2026, arXiv
-2603.21485).
+"""Weights of clicks, for logs whose lists were not drawn by chance, after the idea of Tanaka et al.
+2026 (arXiv 2603.21485). We had its abstract alone: the estimators below are our own derivation.
 
 Where a list is always the same, the click is what chance there is. If what a click earns does not
 hang on the place of its item, an item that was shown stands for itself in another place: what it
