@@ -15,17 +15,27 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.experiment import arms as arms_module
 from karmafunnel.simulator.experiment.arms import Design, Folders, Outcome, run
 from karmafunnel.simulator.experiment.duel import duel
+from karmafunnel.simulator.experiment.experiment import Experiment
 from karmafunnel.simulator.experiment.figures_by_arm import BACK, Sums, read
 from karmafunnel.simulator.experiment.interleaving import TeamDraft
 from karmafunnel.simulator.experiment.past import Past
-from karmafunnel.simulator.experiment.result_tables import as_told, lines_table, mismatch
+from karmafunnel.simulator.experiment.result_page import result_page
+from karmafunnel.simulator.experiment.result_tables import (
+    as_told,
+    duel_table,
+    lines_table,
+    mismatch,
+    shops_table,
+    warnings,
+)
 from karmafunnel.simulator.experiment.serving import Server, best
 from karmafunnel.simulator.experiment.split import SampleRatio
 from karmafunnel.simulator.measure.describe import gini
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.simulator.world.marketplace import Marketplace
+from karmafunnel.simulator.world.clicks import PBM
+from karmafunnel.simulator.world.marketplace import Engine, GammaRates, Marketplace, Rhythm
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
 
 WORDS = """
@@ -274,6 +284,8 @@ def test_figures_by_hand() -> None:
     requests = by_name["requests a user"].effect
     # 1.5 in both arms; the control's users had half a request more before, which CUPED takes out
     assert requests.value == pytest.approx(0.5) and requests.control == pytest.approx(1.25)
+    filled = result.shops[0].pop("slots filled")
+    assert filled == 1 / (3 * 24)  # an item in three lists
     assert result.shops[0] == {"items shown": 0.5, "Gini of sellers": 0.0}
     assert result.shops[1]["items shown"] == 1.0
 
@@ -327,6 +339,85 @@ def test_what_cannot_be_tested_is_refused(recipes: dict[str, str], tmp_path: Pat
         read(empty, Design(days=1, retrain=0), np.array([0, 0]))
 
 
+def test_a_fit_waits_for_the_first_day_with_visits(
+    recipes: dict[str, str], tmp_path: Path
+) -> None:
+    """The experiment begins on a Monday, on which nobody comes."""
+    market = Marketplace(rhythm=Rhythm(week=(0, 1, 1, 1, 1, 1, 1)))
+    shop = open_shop(market, items=100, users=150, seed=3)
+    design = Design(days=3, before=7, retrain=0, slots=8)
+    outcome = run((recipes["blind"], recipes["blind"]), shop, design, kept(tmp_path))
+    during = outcome.users.filter(pl.col("day") >= 0)
+    assert during["day"].min() == 1
+    assert outcome.items["shown"].sum() == 8 * during["requests"].sum()
+
+
+@pytest.mark.parametrize(
+    "market, needed",
+    [
+        (Marketplace(activity=GammaRates(1e-9)), "experiment: needs requests, found none"),
+        (Marketplace(clicks=1e-9, purchases=1e-10), "clicks to fit funnels on, found none in"),
+        (
+            Marketplace(
+                clicks=0.5, purchases=0.1, browsing=PBM((1.0, 0.5)), engine=Engine(slots=2)
+            ),
+            "examination of 8 slots, found of 2",
+        ),
+    ],
+)
+def test_a_shop_that_funnels_cannot_serve_is_refused(
+    market: Marketplace, needed: str, recipes: dict[str, str], tmp_path: Path
+) -> None:
+    shop = open_shop(market, items=100, users=100, seed=3)
+    both = (recipes["words"], recipes["blind"])
+    design = Design(days=2, before=3, retrain=0, slots=8)
+    with pytest.raises(KarmafunnelError, match=needed):
+        run(both, shop, design, kept(tmp_path))
+    again = open_shop(market, items=100, users=100, seed=3)
+    with pytest.raises(KarmafunnelError, match=needed.replace("experiment", "interleave")):
+        duel(both, again, design, kept(tmp_path), TeamDraft())
+
+
+def test_an_arm_without_users_is_refused_before_any_day(
+    recipes: dict[str, str], tmp_path: Path
+) -> None:
+    design = Design(days=2, before=3, retrain=0, share=1e-4)
+    both = (recipes["words"], recipes["blind"])
+    asked = Experiment(both, Marketplace(), design, 100, 100, tmp_path)
+    with pytest.raises(KarmafunnelError, match="at least 2 users in each arm, found 100 and 0"):
+        asked.test()
+    assert not list(tmp_path.iterdir())
+
+
+def test_short_lists_and_shops_without_sales_are_told(
+    recipes: dict[str, str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from karmafunnel.stages.recall import Repeat\nfunnel = Repeat(k=9)\n")
+    both, design = (recipes["blind"], str(own)), Design(days=2, before=4, retrain=0, slots=8)
+    outcome = run(both, opened(), design, kept(tmp_path / "a"))
+    nothing = outcome.items.with_columns(gmv=pl.lit(0.0))
+    result = read(Outcome(outcome.users, nothing), design, np.arange(150))
+    assert [shop["Gini of sellers"] for shop in result.shops] == [None, None]
+    assert result.shops[0]["slots filled"] == 1 and result.shops[1]["slots filled"] < 0.2
+    assert warnings(result, ("blind", "own"))[0].startswith("Lists are short.")
+    assert shops_table(result).rows[1][1:] == ["n/a", "n/a"]
+    assert json.loads(json.dumps(as_told(result, design), allow_nan=False))
+    found = duel(both, opened(), design, kept(tmp_path / "b"), TeamDraft())
+    assert found.filled[0] == 1 and found.filled[1] < 0.2
+    assert "own" in duel_table(found, ("blind", "own"), "TeamDraft()").below[-1]
+
+
+def test_a_first_day_without_an_arm_leaves_the_days_out() -> None:
+    outcome = outcome_of([(0, 0, 0, 1, 2.0)] + [(1, user, user % 2, 1, 2.0) for user in range(6)])
+    design = Design(days=2, retrain=0)
+    result = read(outcome, design, np.array([0, 0]))
+    assert not result.lines[0].looks
+    page = result_page(result, design, ("a", "b"), "karmafunnel abtest", {})
+    assert "days" not in [section.name for section in page.sections]
+    assert "No interval by day" in lines_table(result, design).below[-1]
+
+
 def test_commands(recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
     shop = tmp_path / "shop.py"
@@ -355,10 +446,9 @@ def test_a_world_brings_its_recipe_its_users_and_its_goods(
 ) -> None:
     monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
     shop, made = tmp_path / "shop.py", tmp_path / "made"
-    shop.write_text(
-        "from karmafunnel.simulator.world.marketplace import Marketplace\n"
-        "marketplace = Marketplace(clicks=1.1)\n"
-    )
+    text = "from karmafunnel.simulator.world.marketplace import *\nmarketplace = "
+    made_so = "Marketplace(clicks=1.1, engine=Engine(slots=10, pool=30))"
+    shop.write_text(f"{text}{made_so}\n")
     sizes = ["--items", "120", "--users", "110", "--days", "5"]
     done = CliRunner().invoke(main, ["world", str(made), "--recipe", str(shop), *sizes])
     assert done.exit_code == 0, done.output
@@ -367,7 +457,8 @@ def test_a_world_brings_its_recipe_its_users_and_its_goods(
     done = CliRunner().invoke(main, ["abtest", *both, str(made), *few, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["record"]["marketplace"] == "Marketplace(clicks=1.1)"
+    assert told["record"]["marketplace"] == made_so
+    assert "slots=10" in told["design"]  # lists as long as the shop's own
     assert (told["users"], told["items"]) == (110, 120)
     plain = tmp_path / "plain"
     world = ["world", str(plain), "--items", "100", "--users", "30", "--requests", "100"]

@@ -101,7 +101,8 @@ def asked(
         if stock is None and made.name != "world":  # it lived on a catalogue
             stock = goods(made)
     cache = click.get_current_context().with_resource(cache_folder(no_cache))
-    return Experiment(recipes, market, Design(**design), cache=cache, catalogue=stock, **sizes)
+    planned = Design(slots=market.engine.slots, **design)
+    return Experiment(recipes, market, planned, cache=cache, catalogue=stock, **sizes)
 
 
 @click.command()
@@ -143,16 +144,18 @@ def abtest(
     if as_json:
         print(json.dumps(experiment.told(result)))
     else:
-        print_result(result, experiment.design, verbose)
+        print_result(result, experiment.design, experiment.names, verbose)
         out.print(f"{place / 'experiment.html'}", soft_wrap=True)
 
 
-def print_result(result: Result, design: Design, verbose: bool | None = None) -> None:
-    """Print an A/B test, a mismatch of its arms first."""
-    from ..experiment.result_tables import lines_table, mismatch, shops_table
+def print_result(
+    result: Result, design: Design, names: tuple[str, str], verbose: bool | None = None
+) -> None:
+    """Print an A/B test, what is wrong with it first."""
+    from ..experiment.result_tables import lines_table, shops_table, warnings
     from ..report.table import print_table
 
-    if warning := mismatch(result):
+    for warning in warnings(result, names):
         out.print(warning)
     print_table(lines_table(result, design), out, verbose)
     print_table(shops_table(result), out, verbose)
@@ -188,6 +191,7 @@ def interleave(
         wins, running = found.preference(), found.running()
         told = {"recipes": experiment.names, "preference": wins.value, "interval": wins.interval}
         told |= {"requests": wins.requests, "certain_after": running.certain_after}
+        told |= {"slots_filled": found.filled}
         print(json.dumps(told | {"winner": running.winner}))
     else:
         print_table(duel_table(found, experiment.names, repr(way)), out, verbose)

@@ -17,6 +17,7 @@ from ...errors import KarmafunnelError
 from ...files import read_table, write_parquet
 from ...log import Log
 from ...typed import Typed
+from ..world.click_lists import Shown
 from ..world.open_shop import Answers, Shop
 from ..world.visits import Visits
 from .past import Past
@@ -133,7 +134,10 @@ class Books:
             np.add.at(self.items[:, kind], (arm, item), np.asarray(values, np.float64)[there])
 
     def close(self) -> Outcome:
-        """What happened, users and days in their order."""
+        """What happened, users and days in their order; raises KarmafunnelError for nothing."""
+        if not self.days:
+            hint = "more users, or more days"
+            raise KarmafunnelError("experiment", needs="requests", found="none", hint=hint)
         users = pl.concat(self.days).group_by("day", "user").sum().sort("day", "user")
         users = users.with_columns(pl.Series("arm", self.arms[users["user"].to_numpy()]))
         names = ("shown", "clicks", "purchases", "gmv")
@@ -193,20 +197,23 @@ def served(
     Yields:
         Of each round: the day, below 0 before the experiment; visits; lists; what users did.
     """
-    past = Past(shop.items, META, design.keep)
+    ones = np.ones((1, design.slots))
+    shop.marketplace.browsing.marginal(Shown(ones, 1 - ones))  # refuses lists that are too long
+    past, fits = Past(shop.items, META, design.keep), False
     for day in range(-design.before, design.days):
         if day >= 0:
             say(f"day {day + 1} of {design.days}")
+            fits |= design.fits(day)  # a day without visits leaves it to the next one
         for number, visits in enumerate(shop.day(day + design.before)):
             if day < 0:
                 lists = shop.logging(visits).items
             else:
-                fits = number == 0 and design.fits(day)
                 if fits:
                     past.begin_fit()
                 log = past.log(visits.requests)
                 if fits:
                     servers.learn(log)
+                fits = False
                 place = folder / f"lists-{day:03d}-{number:02d}.parquet"
                 offered = read_lists(place)
                 if offered is None:

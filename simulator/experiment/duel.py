@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import KarmafunnelError
 from ...log import Log
 from ..world.open_shop import Shop
 from ..world.visits import Visits
@@ -29,12 +30,13 @@ class Duel:
     """Which of two recipes users prefer.
 
     user, day, score (n,): of each request in the order of time; score is 1 where B won, -1 where A
-    did, 0 for a tie.
+    did, 0 for a tie. filled: the shares of slots that the lists of A and of B filled.
     """
 
     user: np.ndarray
     day: np.ndarray
     score: np.ndarray
+    filled: tuple[float, float] = (1.0, 1.0)
 
     def preference(self, confidence: float = 0.95) -> Preference:
         """After all requests."""
@@ -62,6 +64,7 @@ def duel(
     """
     servers = Servers(recipes, kept.fits, design.seed, say)
     mixed: list[Interleaved] = []
+    filled = np.zeros(2)  # slots
 
     def offer(log: Log, visits: Visits) -> np.ndarray:
         n = len(visits.user)
@@ -70,7 +73,9 @@ def duel(
 
     def show(offered: np.ndarray, day: int, number: int) -> np.ndarray:
         rng = np.random.default_rng([design.seed, day, number])
-        mixed[:] = [way.mix(offered[:, : design.slots], offered[:, design.slots :], rng)]
+        a, b = offered[:, : design.slots], offered[:, design.slots :]
+        filled[:] += (a >= 0).sum(), (b >= 0).sum()
+        mixed[:] = [way.mix(a, b, rng)]
         return mixed[0].items
 
     found = []
@@ -79,4 +84,9 @@ def duel(
             score = scores(way.credit(mixed[0], answers.clicked.astype(np.float64)))
             order = np.argsort(visits.requests["ts"].to_numpy(), kind="stable")
             found.append((visits.user[order], np.full(len(order), day), score[order]))
-    return Duel(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    if not found:
+        hint = "more users, or more days"
+        raise KarmafunnelError("interleave", needs="requests", found="none", hint=hint)
+    user, at, score = (np.concatenate(column) for column in zip(*found, strict=True))
+    a, b = (filled / (len(user) * design.slots)).tolist()
+    return Duel(user, at, score, (a, b))

@@ -20,7 +20,7 @@ from ..world.open_shop import Shop, open_shop
 from . import arms
 from .arms import Design, Folders, Outcome, Progress, run, silent
 from .duel import Duel, duel
-from .figures_by_arm import Result, read
+from .figures_by_arm import Result, check_arms, read
 from .interleaving import Interleaving
 from .result_page import result_page
 from .result_tables import as_told
@@ -29,6 +29,8 @@ from .result_tables import as_told
 MADE_OF = (
     "karmafunnel.models.karma",
     "karmafunnel.models.sasrec",
+    "karmafunnel.stages.policies",
+    "karmafunnel.stages.prerank",
     "karmafunnel.stages.rank",
     "karmafunnel.stages.recall",
     "karmafunnel.stages.rerank",
@@ -102,7 +104,11 @@ class Experiment:
         Args:
             truth: also let each recipe alone serve all users.
             say: receives lines of progress.
+
+        Raises:
+            KarmafunnelError: as `run` and `read`; for a split that leaves an arm without two users.
         """
+        check_arms(self.design.split.arms(np.arange(self.users)))
         shop, alone = self.opened(), None
         sellers = sellers_of(shop)
         outcome = run(self.recipes, shop, self.design, self.kept("split"), say=say)

@@ -24,6 +24,7 @@ FIGURES = {
     "requests a user": ("requests", None),
 }
 BACK = "users who came back"
+FILLED = "slots filled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +44,14 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """An A/B test, read. shops: of each arm, the share of items that were shown and the Gini of
-    sellers' GMV, which have no interval.
+    """An A/B test, read. shops: of each arm, the share of items that were shown, the Gini of
+    sellers' GMV (None: nothing was sold) and the share of slots that its lists filled; without
+    interval.
     """
 
     lines: list[Line]
     ratio: SampleRatio
-    shops: list[dict[str, float]]
+    shops: list[dict[str, float | None]]
 
 
 class Sums:
@@ -120,10 +122,7 @@ def read(
         KarmafunnelError: an arm has fewer than 2 users.
     """
     sums = Sums(outcome, design.days)
-    counts = np.bincount(sums.arm, minlength=2)
-    if counts.min() < 2:
-        found = " and ".join(f"{n:,}" for n in counts)
-        raise KarmafunnelError("abtest", needs="at least 2 users in each arm", found=found)
+    check_arms(sums.arm)
     truths = {} if alone is None else truth(alone, design)
     lines = [
         line(name, total, per, sums, design, truths.get(name), confidence)
@@ -135,7 +134,16 @@ def read(
         if np.bincount(arms, minlength=2).min() >= 2:
             found_back = effect(back.where(arms == 0), back.where(arms == 1), confidence)
             lines.append(Line(BACK, found_back, [], np.empty((0, 2)), None, truths.get(BACK)))
-    return Result(lines, design.split.check(sums.arm), shops(outcome.items, sellers))
+    room = np.bincount(sums.arm, sums.summed("requests"), minlength=2) * design.slots
+    return Result(lines, design.split.check(sums.arm), shops(outcome.items, sellers, room))
+
+
+def check_arms(arms: np.ndarray) -> None:
+    """Raises KarmafunnelError unless each arm has two of the users (n_users,)."""
+    counts = np.bincount(arms, minlength=2)
+    if counts.min() < 2:
+        found = " and ".join(f"{n:,}" for n in counts)
+        raise KarmafunnelError("abtest", needs="at least 2 users in each arm", found=found)
 
 
 def line(
@@ -176,11 +184,16 @@ def truth(alone: tuple[Outcome, Outcome], design: Design) -> dict[str, float]:
     return found
 
 
-def shops(items: pl.DataFrame, sellers: np.ndarray) -> list[dict[str, float]]:
-    """Of each arm: the share of items that were shown, and the Gini of sellers' GMV."""
-    found = []
-    for (_,), mine in items.sort("arm").group_by("arm", maintain_order=True):
-        earned = np.bincount(sellers[mine["item"].to_numpy()], mine["gmv"].to_numpy())
-        share = float((mine["shown"].to_numpy() > 0).mean())
-        found.append({"items shown": share, "Gini of sellers": gini(earned)})
+def shops(
+    items: pl.DataFrame, sellers: np.ndarray, room: np.ndarray
+) -> list[dict[str, float | None]]:
+    """See `Result`; room: slots that each arm's lists had, (2,)."""
+    found: list[dict[str, float | None]] = []
+    for (arm,), mine in items.sort("arm").group_by("arm", maintain_order=True):
+        shown, gmv = mine["shown"].to_numpy(), mine["gmv"].to_numpy()
+        earned = np.bincount(sellers[mine["item"].to_numpy()], gmv)
+        told: dict[str, float | None] = {"items shown": float((shown > 0).mean())}
+        told["Gini of sellers"] = gini(earned) if earned.any() else None
+        told[FILLED] = float(shown.sum() / room[arm])
+        found.append(told)
     return found

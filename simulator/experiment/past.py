@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from ...errors import KarmafunnelError
 from ...log import Log
 
 W1, W2A = 0.75, 0.9375  # shares of the requests before a fit; the rest is W2b
@@ -37,12 +38,21 @@ class Past:
         self.exposures.append(exposures)
 
     def begin_fit(self) -> None:
-        """Drop what is older than `days`, and cut the rest into windows by time."""
+        """Drop what is older than `days`, and cut the rest into windows by time.
+
+        Raises KarmafunnelError where no request, or no click, is there to learn from.
+        """
+        who, hint = "experiment", "more users, or more days before"
+        if not self.requests:
+            raise KarmafunnelError(who, needs="requests to fit funnels on", found="none", hint=hint)
         requests = pl.concat(self.requests).sort("ts", maintain_order=True)
         last = requests["ts"].max()
         requests = requests.filter(pl.col("ts") > last - pl.duration(days=self.days))
         kept = requests.select("request_id")
         exposures = pl.concat(self.exposures).join(kept, on="request_id", how="semi")
+        if not exposures["clicked"].any():
+            needed, found = "clicks to fit funnels on", f"none in {requests.height:,} requests"
+            raise KarmafunnelError(who, needs=needed, found=found, hint=hint)
         row = pl.int_range(pl.len())
         window = (
             pl.when(row < W1 * pl.len())

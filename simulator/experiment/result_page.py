@@ -11,13 +11,13 @@ from ..report.page import Block, Facts, Figure, Page, Plot, Pre, Section, Text, 
 from ..report.table import number
 from .arms import Design
 from .figures_by_arm import Line, Result
-from .result_tables import lines_table, mismatch, shops_table
+from .result_tables import lines_table, shops_table, warnings
 
 FIXED, ALWAYS = "#3b6fb5", "#b58b3b"
 
 
 def result_page(
-    result: Result, design: Design, names: Sequence[str], command: str, record: Mapping[str, str]
+    result: Result, design: Design, names: tuple[str, str], command: str, record: Mapping[str, str]
 ) -> Page:
     """The page of an A/B test.
 
@@ -26,17 +26,17 @@ def result_page(
         record: titles and texts of what was run.
     """
     top: list[Block] = [Text(rich("{} (control) against {} (treated)", *names), "sub")]
-    if warning := mismatch(result):
-        top.append(Warned(warning))
+    top += map(Warned, warnings(result, names))
     table = [lines_table(result, design), shops_table(result)]
     known = [line for line in result.lines if line.looks]
-    drawn: list[Block] = [
-        Text("Treated less control from all days so far. A difference whose outer interval leaves 0"
-             " out is one, whenever one looks; the inner interval holds on the last day alone."),
-        Figure(days_figure(known), {"fixed horizon": FIXED, "always valid": ALWAYS}),
-    ]  # fmt: skip
     sections = [Section("figures", "Figures", "What users did", table)]
     if known:
+        drawn: list[Block] = [
+            Text("Treated less control from all days so far. A difference whose outer interval "
+                 "leaves 0 out is one, whenever one looks; the inner interval holds on the last "
+                 "day alone."),
+            Figure(days_figure(known), {"fixed horizon": FIXED, "always valid": ALWAYS}),
+        ]  # fmt: skip
         sections.append(Section("days", "Days", "Day by day", drawn))
     says = [Pre(text, title) for title, text in record.items()]
     facts = Facts({"design": repr(design)})

@@ -9,8 +9,10 @@ from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .arms import Design
 from .duel import Duel
-from .figures_by_arm import Line, Result
+from .figures_by_arm import FILLED, Line, Result
 from .interleaving import SIDES
+
+FULL = 0.9  # share of slots below which lists are said to be short
 
 
 def lines_table(result: Result, design: Design) -> Table:
@@ -42,6 +44,8 @@ def lines_table(result: Result, design: Design) -> Table:
         "smallest found: the true difference that so many users show with a power of 80%.",
         "expected: what the lists shown were worth, without the chance of clicks; no shop sees it.",
     ]
+    if not any(line.looks for line in result.lines):
+        below.append("No interval by day: on the first day an arm had fewer than two users.")
     if true:
         below.append("truth: the difference of two shops, each served by one recipe alone.")
     counts = result.ratio.counts
@@ -119,6 +123,23 @@ def mismatch(result: Result) -> str:
     )
 
 
+def warnings(result: Result, names: tuple[str, str]) -> list[str]:
+    """A sentence for each thing that makes the figures less than they seem."""
+    filled = [one[FILLED] or 0.0 for one in result.shops]
+    told = [mismatch(result), short_lists((filled[0], filled[1]), names)]
+    return [line for line in told if line]
+
+
+def short_lists(filled: tuple[float, float], names: tuple[str, str]) -> str:
+    """A warning where the lists of a recipe fill too few of the slots, else nothing."""
+    short = [
+        f"{name} {share:.1%}" for name, share in zip(names, filled, strict=True) if share < FULL
+    ]
+    if not short:
+        return ""
+    return f"Lists are short. Of the slots, a recipe filled: {', '.join(short)}."
+
+
 def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
     """Which recipe won, by how much, and after how many requests that was certain."""
     found, running = duel.preference(), duel.running()
@@ -130,10 +151,13 @@ def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
         ["requests with a winner", f"{found.decided:.1%} of {found.requests:,}"],
         ["certain after", "never" if after is None else f"{after:,} requests"],
         ["winner", won],
+        ["slots filled by A and B", f"{duel.filled[0]:.1%} and {duel.filled[1]:.1%}"],
     ]
     below = [
         f"A: {names[0]}. B: {names[1]}. Lists were mixed by {way}.",
         "preference: share of requests that B won less those that A won, with a 95% interval.",
         "certain: the first time that the always-valid interval excluded 0.",
     ]
+    if warning := short_lists(duel.filled, names):
+        below.append(f"{warning} A mixed list ends where one of both does.")
     return Table(["interleaving", "clicks"], rows, below=below)
