@@ -15,6 +15,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.likeness import likeness
 from karmafunnel.simulator.likeness.card import ENOUGH, Card
+from karmafunnel.simulator.likeness.card_lines import PopularShown
 from karmafunnel.simulator.likeness.held_out import parts
 from karmafunnel.simulator.likeness.judging import TOLERANCE, Answer, by_chance, judge
 from karmafunnel.simulator.likeness.policy_order import FEWEST, answer, swapped
@@ -456,3 +457,24 @@ def test_tolerances_cover_every_kind(tmp_path):
     assert {a.kind for a in card.answers} == set(TOLERANCE)
     assert all(fall >= 0.001 for _, fall in given_away(card))
     assert write_html(card, tmp_path / "card.html").read_text().count('class="plot"') >= 16
+
+
+def test_what_is_popular_is_chance_too():
+    """Draws of users count anew which items are popular: without some users it is another one."""
+    users = 40
+    rows, requests = [], []
+    for u in range(users):
+        for window, day, item in (("W1", 0, int(u > 20)), ("W3", 60, int(u % 3 > 0))):
+            requests.append((f"{window}-{u}", f"u{u}", START + timedelta(days=day, seconds=u), window))
+            rows.append((f"{window}-{u}", f"i{item}", 1, window == "W1"))
+    frame = pl.DataFrame(requests, schema=["request_id", "user_id", "ts", "window"], orient="row").sort("ts")
+    shown = pl.DataFrame(rows, schema=["request_id", "item_id", "position", "clicked"], orient="row")
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(4)]})
+    log = Log.make(items, frame, shown, {"name": "two", "label": "click", "catalogue": "published"})
+    mine, line = parts(log, log)[0], PopularShown()
+    told = line.ready(mine)  # item 0 is popular: 21 users wanted it in W1, 19 item 1
+    scale = line.scale([told, told])
+    draw = line.drawn(mine, line.sums(told, users, scale), scale, np.random.default_rng(0))
+    weights = np.ones((2, users), dtype=int)
+    weights[1, :5] = 0  # item 1 is popular
+    assert draw(weights).tolist() == [[26, 14], [sum(u % 3 == 0 for u in range(5, 40)), sum(u % 3 > 0 for u in range(5, 40))]]

@@ -15,7 +15,8 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.replay.market_recipe import load_marketplace
 from karmafunnel.simulator.world.click_lists import Shown
 from karmafunnel.simulator.world.clicks import DCM, PBM, SDBN
-from karmafunnel.simulator.world.likened import TAKEN, goods, like_log, moved
+from karmafunnel.simulator.world.item_fits import relative, taken
+from karmafunnel.simulator.world.likened import TAKEN, like_log, moved
 from karmafunnel.simulator.world.log_fits import (
     browsing,
     events_a_request,
@@ -33,6 +34,7 @@ from karmafunnel.simulator.world.marketplace import (
     LogNormalRates,
     Marketplace,
 )
+from karmafunnel.simulator.world.own_goods import goods, goods_of_world
 from karmafunnel.simulator.world.visit_fits import going_on, rhythm, visiting
 
 START = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
@@ -116,6 +118,62 @@ def popular(s: float, n: int = 4000, items: int = 500) -> Log:
     item = rng.choice(items, n, p=share / share.sum())
     exposures = pl.DataFrame({"request_id": [f"r{r}" for r in range(n)], "item_id": [f"i{i}" for i in item], "clicked": [True] * n})
     return log_of(asked(n, 200, rng), exposures, items)
+
+
+def rated(n: int = 400, spread: float = 0.5, slope: float = -0.6, each: float = 15.0, seed: int = 0):
+    """Events of items whose log rates are normal and fall with x."""
+    rng = np.random.default_rng(seed)
+    rate, x, expected = rng.normal(0, spread, n), rng.normal(0, 0.5, n), each * rng.lognormal(0, 0.5, n)
+    return rate, x, rng.poisson(expected * np.exp(rate + slope * x)), expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_appeal_of_items_and_what_prices_do_to_it_are_found(seed):
+    rate, x, events, expected = rated(seed=seed)
+    found = relative("appeal", events, 3 * expected, x)  # expected up to a factor
+    assert found.spread.low - 0.03 <= 0.5 <= found.spread.high + 0.03 and found.spread.high - found.spread.low < 0.15
+    assert found.slope.low - 0.05 <= -0.6 <= found.slope.high + 0.05 and found.slope.high - found.slope.low < 0.4
+    assert np.corrcoef(found.mean, rate)[0, 1] > 0.8
+    # shrunk: nearer to the truth than the ratio, and as uncertain as said
+    ratio = np.log((events + 0.5) / (expected * np.exp(-0.6 * x)))
+    error = found.mean - (rate - rate.mean())
+    assert (error**2).mean() < 0.9 * ((ratio - rate) ** 2).mean()
+    assert np.std(error / found.error) == pytest.approx(1, abs=0.15)
+
+
+def test_items_without_events_are_like_any_other():
+    _, _, events, expected = rated()
+    found = relative("appeal", np.r_[events, 0], np.r_[expected, 0.0])
+    assert found.slope is None and abs(found.mean[-1]) < 0.2
+    assert found.error[-1] == pytest.approx(found.spread.value, rel=0.01)
+
+
+def test_items_that_are_all_alike_have_no_spread():
+    rng = np.random.default_rng(1)
+    found = relative("appeal", rng.poisson(20, 500), np.full(500, 20.0))
+    assert found.spread.value < 0.1 and np.abs(found.mean).max() < 0.3
+
+
+def test_clicks_are_expected_by_slot():
+    """Each item stands in one slot alone: what the slot does is not taken for appeal."""
+    model, n = PBM((1.0, 0.5, 0.25)), 9000
+    rng = np.random.default_rng(2)
+    appeal = np.array([0.2, 0.4])[np.arange(30) % 2]
+    shown = np.stack([rng.integers(10, size=n) + 10 * slot for slot in range(3)], axis=1)
+    clicks = model.draw(Shown(appeal[shown]), rng)
+    request = np.repeat(np.arange(n), 3)
+    rows = {"request_id": [f"r{r}" for r in request], "item_id": [f"i{i}" for i in shown.ravel()], "position": np.tile([1, 2, 3], n)}
+    prices = pl.Series("price_shown", np.where(np.arange(30) < 15, 1.0, np.e)[shown.ravel()])
+    log = log_of(asked(n, 300, rng), pl.DataFrame(rows | {"clicked": clicks.ravel()}).with_columns(prices), 30)
+    seen = taken(log, model, 3, "click")
+    assert seen.shown.sum() == pytest.approx(3 * n, abs=10) and (seen.there == 1).all()
+    found = relative("appeal", seen.events, seen.expected)
+    assert (found.mean - found.mean.mean())[appeal > 0.3].mean() == pytest.approx(np.log(2) / 2, abs=0.04)
+    assert found.spread.low <= np.log(2) / 2 <= found.spread.high
+    # beside others of a list: 20 to 29 are dear, half of 10 to 19 are
+    assert seen.dearness[:10].max() < 0 < seen.dearness[20:].min()
+    lists = dict(zip(range(30), seen.dearness, strict=True))
+    assert lists[0] == pytest.approx(-(1 + 0.5) / 3, abs=0.03) and lists[25] == pytest.approx(1 - 1.5 / 3, abs=0.03)
 
 
 @pytest.mark.parametrize("s", [0.5, 0.8, 1.2])
@@ -256,7 +314,9 @@ def test_like_a_log_with_lists():
     # no purchases were logged: fewer than the clicks
     assert found.told["purchases"] == f"{TAKEN}fit: purchases needs a log with purchases, found drawn"
     assert market.purchases < market.clicks
-    assert {"browsing", "clicks", "sessions", "rhythm", "activity", "arrivals"} == set(found.fitted)
+    assert {"browsing", "clicks", "sessions", "rhythm", "activity", "arrivals", "appeal"} == set(found.fitted)
+    assert found.told["prices"] == f"{TAKEN}the log has no prices" and found.told["goods"].startswith("invented")
+    assert found.goods is None
 
 
 def test_like_visits():
@@ -290,15 +350,21 @@ def test_the_recipe_of_a_likened_marketplace_is_that_marketplace(tmp_path):
 def test_goods_of_a_log():
     log = clicked_lists(PBM((1.0, 0.5, 0.5, 0.5, 0.5)))
     assert goods(log) is None
+    log = clicked_lists(PBM((1.0, 0.5, 0.5, 0.5, 0.5)), items=60)
     items = log.items.with_columns(title=pl.lit("a lamp"), price=pl.lit(5.0))
     meta = log.meta | {"has": log.meta["has"] | {"text": True, "price": True}}
     found = goods(Log.make(items, log.requests, log.exposures, meta))
-    assert found.items.height == 40 and [name for name, there in found.meta["has"].items() if there] == ["text", "price"]
+    assert found.items.height == 60 and [name for name, there in found.meta["has"].items() if there] == ["text", "price"]
     # what users filter by is added by the simulated shop itself
     items = items.with_columns(attributes=pl.lit(["colour=red", "size=L"]))
-    requests = log.requests.with_columns(filters=pl.lit(["size=S"]))
+    requests = log.requests.with_columns(filters=pl.lit(["size=L"]))
     found = goods(Log.make(items, requests, log.exposures, meta | {"has": meta["has"] | {"filters": True}}))
-    assert found.items["attributes"].to_list() == [["colour=red"]] * 40
+    assert found.items["attributes"].to_list() == [["colour=red"]] * 60
+    # without titles and categories attributes stand in, and prices that were seen for a list price
+    items = log.items.with_columns(attributes=pl.lit(["city=Rome", "stars=4"]))
+    seen = log.exposures.with_columns(price_shown=pl.lit(7.0))
+    found = goods(Log.make(items, log.requests, seen, log.meta | {"has": log.meta["has"] | {"price": True}}))
+    assert found.items.select("title", "category", "price").row(0) == ("Rome 4", ["city=Rome"], 7.0)
 
 
 def test_exploration():
@@ -342,6 +408,20 @@ def test_world_like_a_log(tmp_path):
     assert found.users == pytest.approx(300, rel=0.1)
     assert Log.open(b).requests.height == pytest.approx(Log.open(a).requests.height, rel=0.2)
     assert Log.open(b).items.height == 300
+    # best-sellers are the same, and the engine likes what it liked: correlations with the truth
+    true, made = (pl.read_parquet(tmp_path / x / "truth" / "items.parquet") for x in ("a", "b"))
+    both = true.join(made, on="item_id", suffix=" made")
+    assert both.height == 300 and made["quality"].std() == pytest.approx(1, abs=0.01)
+    for name, least in (("quality", 0.4), ("misjudged", 0.5)):
+        assert np.corrcoef(both[name], both[f"{name} made"])[0, 1] > least, name
+    sold = [Log.open(x).truth("purchase")["item"].to_numpy() for x in (a, b)]
+    sold = [np.bincount(x, minlength=300) for x in sold]
+    assert np.corrcoef(np.sqrt(sold))[0, 1] > 0.6
+    # an experiment in the fitted World has the same goods
+    again = goods_of_world(Log.open(b)).items
+    assert again["item_id"].to_list() == made["item_id"].to_list()
+    assert again.select("quality", "misjudged", "demand").equals(made.select("quality", "misjudged", "demand"))
+    assert "quality" not in goods_of_world(Log.open(a)).items.columns
     for words, said in [
         (["--like", a, "--recipe", str(tmp_path / "shop.py")], "needs --recipe or --like, found both of them"),
         (["--like", a, "--semantic", "0.1"], "--semantic needs a World without --like"),
@@ -371,6 +451,12 @@ def test_small_logs_are_refused_by_parameter():
     ]:
         with pytest.raises(KarmafunnelError, match=f"^fit: {said}$"):
             fitted(log)
+    for events, expected, said in [
+        (np.full(50, 1), np.ones(50), "appeal needs at least 100 clicks or purchases, found 50"),
+        (np.full(15, 9), np.ones(15), "appeal needs at least 20 items that could be taken, found 15"),
+    ]:
+        with pytest.raises(KarmafunnelError, match=f"^fit: {said}$"):
+            relative("appeal", events, expected)
     few = log_of(asked(200, 15, rng), pl.DataFrame({"request_id": [f"r{i}" for i in range(200)], "item_id": ["i0"] * 200, "clicked": [True] * 200}), 1)
     with pytest.raises(KarmafunnelError, match="clicks needs at least 20 users, found 15"):
         events_a_request(few, "click")

@@ -225,7 +225,7 @@ def print_next(log: Path) -> None:
 @click.option(
     "--like",
     type=folder,
-    help="Simulate a marketplace fitted to this log: its clicks, purchases, sessions and visits.",
+    help="Simulate a marketplace fitted to this log: items, clicks, purchases, sessions, visits.",
 )
 @click.option(
     "--days",
@@ -294,7 +294,7 @@ def simulated(
     """
     from ..replay.market_recipe import load_marketplace
     from ..world import simulate
-    from ..world.likened import goods, like_log
+    from ..world.likened import like_log
 
     source = click.get_current_context().get_parameter_source
     typed = [name for name in asked if source(name) is not ParameterSource.DEFAULT]
@@ -318,8 +318,10 @@ def simulated(
             days = found.days
         if "users" not in typed:
             sizes["users"] = found.users
-        if catalogue is None and (catalogue := goods(log)) is not None and "items" not in typed:
-            sizes["items"] = log.n_items
+        if catalogue is None:
+            catalogue = found.goods
+            if "items" not in typed:
+                sizes["items"] = found.items
     requests = asked["requests"] if days is None or "requests" in typed else None
     return simulate(
         marketplace, days=days, requests=requests, catalogue=catalogue, recipe=text, **sizes

@@ -88,7 +88,7 @@ def asked(
     from ..experiment.arms import Design
     from ..experiment.experiment import Experiment
     from ..replay.market_recipe import load_marketplace
-    from ..world.likened import goods
+    from ..world.own_goods import goods_of_world
 
     market, _ = load_marketplace(world)
     stock, sizes = read_catalogue(catalogue), {"users": users, "items": items}
@@ -99,7 +99,7 @@ def asked(
             if source(name) is ParameterSource.DEFAULT:
                 sizes[name] = made.meta["world"][name]
         if stock is None and made.name != "world":  # it lived on a catalogue
-            stock = goods(made)
+            stock = goods_of_world(made)
     cache = click.get_current_context().with_resource(cache_folder(no_cache))
     planned = Design(slots=market.engine.slots, **design)
     return Experiment(recipes, market, planned, cache=cache, catalogue=stock, **sizes)

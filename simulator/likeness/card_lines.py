@@ -10,7 +10,7 @@ from ..measure.describe import words
 from .held_out import DAY, Part
 from .judging import Drawing
 from .popular_items import Gini, Zipf
-from .summed import ROWS, Line, Rate, Spread, Summed
+from .summed import ROWS, Draw, Line, Rate, Spread, Summed
 
 POSITIONS = 50  # of a list, from its top
 
@@ -135,18 +135,53 @@ class Prices(Spread):
 
 
 class PopularShown(Spread):
-    """Popular: the tenth of all items that was relevant most often in W1, at least once."""
+    """Popular: the tenth of all items that was relevant most often in W1, at least once.
+
+    Which items these are is chance as well: another draw of a shop's users makes others popular. So
+    draws of users count them anew, with the users of W1 who did not come later drawn, too.
+    """
 
     name, unit = "popular items a list", "share of a list that was popular in W1"
     needs = ("exposures", "label")
 
     def ready(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
         assert part.terms.label is not None
-        counts = part.log.targets_of_w1(part.terms.label)
-        popular = pl.Series(counts >= max(np.quantile(counts, 0.9), 1))
-        rows = part.shown.select("at", popular.gather(part.shown["item"]).alias("popular"))
-        found = rows.group_by("at", maintain_order=True).agg(pl.col("popular").mean())
-        return part.user[found["at"].to_numpy()], found["popular"].to_numpy()
+        at, share = self.shares_of(part, part.log.targets_of_w1(part.terms.label))
+        return part.user[at], share
+
+    def shares_of(self, part: Part, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The request of each list, and the share of it that these counts make popular."""
+        popular = counts >= max(np.quantile(counts, 0.9), 1)
+        at, item = (part.shown[name].to_numpy() for name in ("at", "item"))
+        length = np.bincount(at, minlength=part.n)
+        hits = np.bincount(at, popular[item], part.n)
+        lists = np.flatnonzero(length)
+        return lists, hits[lists] / length[lists]
+
+    def drawn(
+        self, part: Part, sums: csr_array, scale: np.ndarray, rng: np.random.Generator
+    ) -> Draw:
+        label, log = part.terms.label, part.log
+        assert label is not None
+        if f"w1_{label}" in log.items.columns:  # a sample: popular is what the whole log says
+            return super().drawn(part, sums, scale, rng)
+        truth = log.truth(label)
+        truth = truth.filter(log.requests["window"].gather(truth["request"]) == "W1")
+        user, item = log.user[truth["request"].to_numpy()], truth["item"].to_numpy()
+        mine = np.full(int(log.user.max()) + 1, -1)
+        mine[log.user[part.requests]] = part.user
+
+        def draw(weights: np.ndarray) -> np.ndarray:
+            found = np.empty((len(weights), len(scale)))
+            for row, own in enumerate(weights):
+                often = np.where(mine >= 0, own[mine], rng.poisson(own.mean(), len(mine)))
+                counts = np.bincount(item, often[user], log.n_items)
+                at, share = self.shares_of(part, counts)
+                place = np.minimum(np.searchsorted(scale, share), len(scale) - 1)
+                found[row] = np.bincount(place, own[part.user[at]], len(scale))
+            return found
+
+        return draw
 
 
 class PricePaid(Spread):

@@ -7,6 +7,7 @@ clicks and requests. So a resample of users is one product of weights and sums.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -29,6 +30,7 @@ WORDS = {
     "categories": "categories",
     "label": "clicks or purchases that both logs have",
 }
+Draw = Callable[[np.ndarray], np.ndarray]
 
 
 class Line(ABC):
@@ -110,8 +112,10 @@ class Summed(Line):
         whole = [self.of_sums(s.sum(axis=0)[None, :]) for s in sums]
         distances = [float(self.apart(whole[0], other)[0]) for other in whole[1:]]
 
+        draw = self.drawn(real, sums[0], scale, rng)
+
         def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return self.apart(self.of_sums(a @ sums[0]), self.of_sums(b @ sums[0]))
+            return self.apart(self.of_sums(draw(a)), self.of_sums(draw(b)))
 
         chance = by_chance(between, (real.n_users, simulated.n_users), rng)
         drift = distances[1] if len(distances) > 1 else None
@@ -132,6 +136,12 @@ class Summed(Line):
             too_blunt(self.kind, chance) if verdict == "n/a" else "",
             self.drawing(named, scale),
         )
+
+    def drawn(
+        self, part: Part, sums: csr_array, scale: np.ndarray, rng: np.random.Generator
+    ) -> Draw:
+        """Sums over draws of the part's users, whose weights are (b, n_users): (b, columns)."""
+        return lambda weights: np.asarray(weights @ sums)
 
     def too_few(self, part: Part, told: tuple[np.ndarray, ...]) -> str:
         """Why a part cannot answer: too few users or rows; "" where it can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from .words import AXES, CODAS, DEPARTMENTS, ONSETS, PROMISES, TASTE, UNSAID, Se
 LISTED = 0.88  # share of an item's attributes that its seller remembered to list
 SMALL = {"the", "a", "an", "of", "for", "and", "with", "in", "by", "to", "on", "or", "at", "from"}
 EXPRESS = 0.6  # share of items with the attribute that shoppers may filter by
+SETTLED = ("quality", "misjudged", "demand")  # columns of a catalogue that no log's items have
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,8 @@ class Shelves:
 
     `values` are all "key=value" an item can be liked for, brands among them; `codes` (n_items, A)
     int32 are rows of `values`, padded with len(values). A leaf is a kind of product; leaves belong
-    to sections, sections to departments.
+    to sections, sections to departments. `settled`: columns (n_items,) of a catalogue that was
+    fitted to a log, which a marketplace draws for any other: see `likened`.
     """
 
     items: pl.DataFrame  # columns of a Log's items
@@ -41,6 +43,7 @@ class Shelves:
     leaf_words: list[tuple[str, ...]]
     value_words: list[tuple[str, ...]]
     notes: dict[str, str]
+    settled: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_items(self) -> int:
@@ -294,10 +297,10 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
         frame = frame[np.sort(rng.choice(frame.height, n_items, replace=False))]
     n = frame.height
 
-    kept = shared_paths([tuple(filter(None, path or ())) for path in frame["category"].to_list()])
-    leaves = sorted(set(kept))
-    number = {path: i for i, path in enumerate(leaves)}
-    leaf = np.array([number[path] for path in kept])
+    settled = {name: frame[name].to_numpy() for name in SETTLED if name in frame.columns}
+    frame = frame.drop(settled)
+
+    leaves, leaf = kinds(frame)
     sections, departments = sorted({p[:2] for p in leaves}), sorted({p[:1] for p in leaves})
     section_names = [" / ".join(s) or "other" for s in sections]
     section = np.array([sections.index(p[:2]) for p in leaves])
@@ -330,7 +333,16 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
         leaf_words=[one_phrase(path[-1]) if path else () for path in leaves],
         value_words=[(" ".join(plain_words(v.split("=", 1)[1])),) for v in values],
         notes=notes,
+        settled=settled,
     )
+
+
+def kinds(items: pl.DataFrame) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """The leaves of items, each a path of categories, and the leaf of each item: (n_items,)."""
+    kept = shared_paths([tuple(filter(None, path or ())) for path in items["category"].to_list()])
+    leaves = sorted(set(kept))
+    number = {path: i for i, path in enumerate(leaves)}
+    return leaves, np.array([number[path] for path in kept])
 
 
 def shared_paths(paths: list[tuple[str, ...]], least: int = 8) -> list[tuple[str, ...]]:

@@ -10,24 +10,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from ...checks import require
 from ...errors import KarmafunnelError
-from ...layout import ITEMS
 from ...log import Catalogue, Log
 from ...stages.context import Progress, silent
 from . import clicks, marketplace, wants
 from .click_lists import Shown
 from .click_protocol import ClickModel
+from .item_fits import Relative, Taken, relative, taken
 from .log_fits import browsing, events_a_request, exploration, fitted_requests
 from .marketplace import Arrivals, Engine, Marketplace
+from .own_goods import LEAST, goods, moved_goods, settled
 from .shoppers import DAY
 from .simulate import simulate
 from .visit_fits import going_on, rhythm, visiting
+from .wants import Taste, Thrift, Want
 
 TAKEN = "as by default: "
-PILOT, PILOT_ITEMS, ROUNDS = 5_000, 2_000, 2  # requests and items of simulated logs, and how many
+PILOT, PILOT_ITEMS, ROUNDS = 15_000, 5_000, 5  # requests and items of simulated logs, and how many
+FEWEST = 500  # requests of a simulated log
+BESIDE = ("pilot", "goods")  # what is told of no field
 MODELS = ("PBM", "DCM", "UBM")  # items of a marketplace satisfy nobody, as SDBN would have it
 Step = Callable[[Marketplace, Log], tuple[Marketplace, str]]
 
@@ -36,19 +39,23 @@ Step = Callable[[Marketplace, Log], tuple[Marketplace, str]]
 class Likened:
     """A marketplace fitted to a log.
 
-    users: of the log, with those whom it has not seen yet; days: of the log. told: by field of the
-    marketplace what was fitted, or why it is as by default; pilot: what simulated logs moved.
+    users: of the log, with those whom it has not seen yet; days: of the log; items: of the log, of
+    invented ones within limits. goods: its own, with what it says of each; None where they cannot
+    be used. told: by field of the marketplace what was
+    fitted, or why it is as by default; goods; pilot: what simulated logs moved.
     """
 
     marketplace: Marketplace
     users: int
     days: int
+    items: int
+    goods: Catalogue | None
     told: dict[str, str]
 
     @property
     def fitted(self) -> list[str]:
         """The fields that the log decides."""
-        told = {name: said for name, said in self.told.items() if name != "pilot"}
+        told = {name: said for name, said in self.told.items() if name not in BESIDE}
         return [name for name, said in told.items() if not said.startswith(TAKEN)]
 
     @property
@@ -93,7 +100,12 @@ def like_log(log: Log, say: Progress = silent) -> Likened:
         told["arrivals"] = f"{seen.arrived} of {seen.users:,.0f} users in {seen.days} days"
         users = round(seen.users)
     days = round((log.t[-1] - log.t[0]) / DAY) if log.meta["time"] == "clock" else 30
-    found = Likened(corrected(market, log, users, told, say), users, max(int(days), 1), told)
+    fit = Fitting(log, market, users, told)
+    say("fitting items")
+    fit.items()
+    fit.correct(say)
+    items = log.n_items if fit.shop is not None else fit.invented
+    found = Likened(fit.market, users, max(int(days), 1), items, fit.shop, told)
     if not found.fitted:
         said = "; ".join(f"{name}: {why.removeprefix(TAKEN)}" for name, why in told.items())
         needed = "a log that decides a field of a Marketplace"
@@ -101,38 +113,113 @@ def like_log(log: Log, say: Progress = silent) -> Likened:
     return found
 
 
-def corrected(
-    market: Marketplace, log: Log, users: int, told: dict[str, str], say: Progress
-) -> Marketplace:
-    """With what was fitted moved so that a fit of the simulated log says what that of the log says
-    (indirect inference, Gourieroux, Monfort & Renault 1993).
+class Fitting:
+    """A marketplace and its goods while they are moved so that a fit of the simulated log says what
+    that of the log says (indirect inference, Gourieroux, Monfort & Renault 1993).
 
     An engine puts relevant items first, which a click model takes for looking; clicks a request
-    change as it learns. Both happen in the simulated log as well, and are divided out there.
+    change as it learns; what it likes is clicked more. All of it happens in the simulated log as
+    well, and is divided out there.
     """
-    fitted = [
-        name for name in ("browsing", "clicks", "purchases") if not told[name].startswith(TAKEN)
-    ]
-    if not fitted:
-        return market
-    there = {name: rate(log, name) for name in ("clicks", "purchases") if name in fitted}
-    aim, shop = market.browsing, goods(log)
-    items = PILOT_ITEMS if shop is None else min(log.n_items, PILOT_ITEMS)
-    for i in range(ROUNDS):
-        say(f"simulating pilot {i + 1} of {ROUNDS}")
+
+    def __init__(self, log: Log, market: Marketplace, users: int, told: dict[str, str]):
+        self.log, self.market, self.users, self.told = log, market, users, told
+        self.shop, self.model = goods(log), market.browsing
+        self.invented = min(max(log.n_items, LEAST), PILOT_ITEMS)
+        self.fitted = [
+            name for name in ("browsing", "clicks", "purchases") if not told[name].startswith(TAKEN)
+        ]
+        self.rates = {n: rate(log, n) for n in ("clicks", "purchases") if n in self.fitted}
+        self.seen: Taken | None = None
+        self.found: Relative | None = None
+
+    def items(self) -> None:
+        """What the log says of its items."""
+        own = "the log's own" if self.shop is not None else "invented: the log's have no prices"
         try:
-            pilot = simulate(market, items=items, users=users, requests=PILOT, catalogue=shop).log
-            if "browsing" in fitted:
-                again = browsing(pilot, (type(aim).__name__,)).model
-                model = moved(market.browsing, aim, again)
-                market = with_browsing(market, model, market.engine)
-            for name, wanted in there.items():
-                market = with_rate(market, name, wanted / rate(pilot, name))
+            self.seen = self.taken(self.log, self.model)
+            self.found = found = relative("appeal", *self.seen.of_items)
         except KarmafunnelError as error:
-            told["pilot"] = f"not all is moved: {error}"
-            return market
-    told["pilot"] = f"{', '.join(fitted)} moved by what {ROUNDS} simulated logs say too much"
-    return market
+            self.told |= {"goods": own, "appeal": f"{TAKEN}{error}", "prices": f"{TAKEN}{error}"}
+            return
+        how = "in their places" if self.seen.shown is not None else "of their kind: no lists"
+        self.told["appeal"] = f"log rates of items, {how}, spread by {found.spread}"
+        if found.slope is None:
+            self.told["prices"] = f"{TAKEN}the log has no prices"
+        else:
+            self.told["prices"] = f"log rates change by {found.slope} for a unit of log price"
+        self.told["goods"] = own
+        if self.shop is not None:
+            rng = np.random.default_rng(0)
+            self.shop = settled(self.shop, self.seen, self.market.engine, rng)
+            more = "and how often each is shown" if self.seen.shown is not None else "by its kind"
+            self.told["goods"] = f"{own}, with the appeal of each, demand {more}"
+
+    def taken(self, log: Log, model: ClickModel) -> Taken:
+        """What was taken in the log or in a simulated one, read as the log can be."""
+        lists = self.log.has("exposures") and self.log.has("clicks")
+        label = str(self.log.meta["label"])
+        return taken(log, model if lists else None, self.market.engine.slots, label)
+
+    def correct(self, say: Progress) -> None:
+        """Move what was fitted, some times."""
+        moves = [*self.fitted, *(["items"] if self.found is not None else [])]
+        if not moves:
+            return
+        for i in range(ROUNDS):
+            say(f"simulating pilot {i + 1} of {ROUNDS}")
+            try:
+                self.move(self.pilot(i + 1), 1.0 / (1.0 + i))
+            except KarmafunnelError as error:
+                self.told["pilot"] = f"not all is moved: {error}"
+                return
+        more = f"moved by what {ROUNDS} simulated logs say too much"
+        self.told["pilot"] = f"{', '.join(moves)} {more}"
+        so = "as an engine chose what is seen, in utility"
+        if self.found is not None:
+            self.told["appeal"] += f"; {so}: {appeal_of(self.market):.3g}"
+            if self.found.slope is not None:
+                self.told["prices"] += f"; {so}: {-thrift_of(self.market):.3g}"
+
+    def pilot(self, seed: int) -> Log:
+        """A simulated log that lasts as long as the log, with fewer users where that is large."""
+        n = len(fitted_requests(self.log))
+        requests = max(min(n, PILOT), FEWEST)
+        users = max(round(self.users * min(requests / max(n, 1), 1.0)), 20)
+        items = self.invented if self.shop is None else min(self.log.n_items, PILOT_ITEMS)
+        shop = self.shop
+        return simulate(
+            self.market, items=items, users=users, requests=requests, seed=seed, catalogue=shop
+        ).log
+
+    def move(self, pilot: Log, gain: float) -> None:
+        """Each value by what the fit of a pilot says too much or too little; of items, for which a
+        pilot has as few events as the log, `gain` of it (Robbins & Monro 1951).
+        """
+        market, model = self.market, self.model
+        if "browsing" in self.fitted:
+            model = browsing(pilot, (type(model).__name__,)).model
+            self.market = with_browsing(
+                market, moved(market.browsing, self.model, model), market.engine
+            )
+        for name, wanted in self.rates.items():
+            self.market = with_rate(self.market, name, wanted / rate(pilot, name))
+        if self.seen is None or self.found is None:
+            return
+        again = self.taken(pilot, model)
+        if self.seen.dearness is None:
+            again = replace(again, dearness=None)
+        found = relative("appeal", *again.of_items)
+        if self.found.slope is not None and found.slope is not None:
+            more = found.slope.value - self.found.slope.value
+            self.market = with_thrift(self.market, more + thrift_of(market))
+        appeal = appeal_of(market)
+        if self.shop is None:
+            appeal *= float(np.clip(self.found.spread.value / found.spread.value, 0.5, 2.0))
+        else:
+            both = self.seen, self.found
+            self.shop, appeal = moved_goods(self.shop, appeal, both, pilot, (again, found), gain)
+        self.market = with_appeal(self.market, appeal)
 
 
 def moved(now: ClickModel, wanted: ClickModel, again: ClickModel) -> ClickModel:
@@ -161,6 +248,38 @@ def with_rate(market: Marketplace, name: str, ratio: float) -> Marketplace:
     value = min(getattr(market, name) * float(np.clip(ratio, 0.5, 2.0)), limit)
     few = {"purchases": min(market.purchases, 0.9 * value)} if name == "clicks" else {}
     return replace(market, **({name: value} | few))
+
+
+def appeal_of(market: Marketplace) -> float:
+    """Standard deviation of utility over items by their own appeal."""
+    taste: Taste = market.want(Taste)
+    return float(taste.weight * np.sqrt(1.0 - taste.semantic) * taste.appeal)
+
+
+def with_appeal(market: Marketplace, spread: float) -> Marketplace:
+    """With items whose own appeal spreads utility by so much."""
+    taste: Taste = market.want(Taste)
+    now = appeal_of(replace(market, wants=(replace(taste, appeal=1.0),)))
+    return with_want(market, replace(taste, appeal=min(spread / now, 10.0)))
+
+
+def thrift_of(market: Marketplace) -> float:
+    """What a unit of log price takes off utility, the mean over shoppers."""
+    thrift: Thrift = market.want(Thrift)
+    return thrift.weight * sum(share * how for share, how in thrift.segments)
+
+
+def with_thrift(market: Marketplace, much: float) -> Marketplace:
+    """With shoppers from whom a unit of log price takes so much utility, in the mean."""
+    thrift: Thrift = market.want(Thrift)
+    now = thrift_of(replace(market, wants=(replace(thrift, weight=1.0),)))
+    return with_want(market, replace(thrift, weight=float(np.clip(much / now, -10.0, 10.0))))
+
+
+def with_want(market: Marketplace, want: Want) -> Marketplace:
+    """With this want in place of the one of its kind."""
+    wants = tuple(want if type(one) is type(want) else one for one in market.wants)
+    return replace(market, wants=wants)
 
 
 def of_browsing(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
@@ -229,20 +348,3 @@ def later_items(log: Log) -> float:
         return 0.0
     since = log.items["available_from"].dt.epoch("ms").fill_null(0).to_numpy()
     return min(float((since > log.t[0]).mean()), 0.9)
-
-
-def goods(log: Log) -> Catalogue | None:
-    """The log's items as a catalogue to simulate on; None where they have no texts or prices.
-
-    Attributes of a kind that users filter by are left out: a simulated shop adds its own.
-    """
-    if not log.has("text") or log.items["price"].null_count() == log.n_items:
-        return None
-    has = {name: name in ("text", "price") for name in log.meta["has"]}
-    columns = [name for name in (*ITEMS, "description") if name in log.items.columns]
-    filtered = log.requests["filters"].explode().drop_nulls().unique()
-    kinds = filtered.str.extract(r"^([^=]+)=").drop_nulls().unique()
-    own = pl.element().str.extract(r"^([^=]+)=").is_in(kinds.implode()).fill_null(False)
-    attributes = pl.col("attributes").list.eval(pl.element().filter(~own))
-    items = log.items.select(columns).with_columns(attributes)
-    return Catalogue(items, log.meta | {"has": has, "counts": {}})

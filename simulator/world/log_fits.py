@@ -7,7 +7,7 @@ are drawn anew for intervals, since what one of them does is not independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -75,6 +75,24 @@ def ratio(name: str, user: np.ndarray, num: np.ndarray, den: np.ndarray) -> Figu
     left = np.bincount(users, num - value * den, minlength=n)
     half = Z * float(np.sqrt((left**2).sum() * n / (n - 1))) / float(den.sum())
     return Figure(value, value - half, value + half, int(den.sum()))
+
+
+def curvature(loss: Callable[[np.ndarray], float], x: np.ndarray, step: float = 0.02) -> np.ndarray:
+    """Standard errors at the minimum of a negative log-likelihood, from its curvature: (p,);
+    infinite for what the log does not tell.
+    """
+    p = len(x)
+    eye, h = np.eye(p) * step, np.empty((p, p))
+    for i in range(p):
+        for j in range(p):
+            signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+            four = [loss(x + a * eye[i] + b * eye[j]) for a, b in signs]
+            h[i, j] = (four[0] - four[1] - four[2] + four[3]) / (4 * step**2)
+    values, vectors = np.linalg.eigh(h)
+    inverse = np.where(values > 1e-6, 1 / np.maximum(values, 1e-12), np.inf)
+    with np.errstate(invalid="ignore"):
+        known = np.where(np.abs(vectors) > 1e-9, vectors**2 * inverse, 0.0)
+    return np.asarray(np.sqrt(known.sum(axis=1)))
 
 
 # -- clicks ----------------------------------------------------------------------------------------
@@ -242,15 +260,7 @@ class Prices:
 def prices(log: Log) -> Prices:
     """Of items, by list price, else by the last price seen in W1 and W2."""
     need_of(log, "prices", "price")
-    listed = log.items["price"].cast(pl.Float64)
-    seen = log.rows.select(
-        "request", "item", pl.coalesce("price_shown", "price_paid").alias("last")
-    )
-    early = log.requests["window"].gather(seen["request"]).is_in(("W1", "W2a", "W2b"))
-    last = seen.filter(early).drop_nulls("last").group_by("item", maintain_order=True).last()
-    known = np.full(log.n_items, np.nan)
-    known[last["item"].to_numpy()] = last["last"].to_numpy()
-    price = np.where(listed.is_null().to_numpy(), known, listed.fill_null(0.0).to_numpy())
+    price = known_prices(log)
     there = price > 0
     need("prices", "items with a price above 0", EVENTS, int(there.sum()))
     x = np.log(price[there])
@@ -265,6 +275,19 @@ def prices(log: Log) -> Prices:
         Figure(sd, sd - float(of_sd), sd + float(of_sd), n),
         {category: (m, s, count) for category, m, s, count in wide.iter_rows()},
     )
+
+
+def known_prices(log: Log) -> np.ndarray:
+    """List prices, else the last price seen in W1 and W2: (n_items,), NaN for unknown."""
+    listed = log.items["price"].cast(pl.Float64)
+    seen = log.rows.select(
+        "request", "item", pl.coalesce("price_shown", "price_paid").alias("last")
+    )
+    early = log.requests["window"].gather(seen["request"]).is_in(("W1", "W2a", "W2b"))
+    last = seen.filter(early).drop_nulls("last").group_by("item", maintain_order=True).last()
+    known = np.full(log.n_items, np.nan)
+    known[last["item"].to_numpy()] = last["last"].to_numpy()
+    return np.where(listed.is_null().to_numpy(), known, listed.fill_null(0.0).to_numpy())
 
 
 def kurtosis(x: np.ndarray) -> float:

@@ -1,6 +1,8 @@
-"""Goods and people of a new marketplace, drawn from its seed."""
+"""Goods and people of a new marketplace, drawn from its seed; what a log has settled stays."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,7 +40,7 @@ def place_goods(marketplace: Marketplace, shelves: Shelves, start: int, seed: in
         strict=True,
     ):
         usual[leaf] = np.median(log_price[own])
-    return Goods(
+    goods = Goods(
         shelves=shelves,
         vector=(vector / spread[:, None]).astype(np.float32),
         quality=standard(rng.gumbel(size=n)),
@@ -50,6 +52,12 @@ def place_goods(marketplace: Marketplace, shelves: Shelves, start: int, seed: in
         fame=size * rng.lognormal(0.0, 1.2, n_leaves),
         peak=rng.random(int(shelves.department.max()) + 1)[shelves.department],
     )
+    settled = shelves.settled
+    if not settled:
+        return goods
+    fame = np.bincount(shelves.leaf, weights=settled["demand"], minlength=n_leaves)
+    quality, misjudged = settled["quality"], settled["misjudged"]
+    return replace(goods, quality=quality, misjudged=misjudged, fame=fame)
 
 
 def arrivals(marketplace: Marketplace, n: int, start: int, rng: np.random.Generator) -> np.ndarray:

@@ -196,9 +196,12 @@ def shopper_truth(shop: Shop) -> pl.DataFrame:
 
 
 def item_truth(shop: Shop) -> pl.DataFrame:
-    """What no shop knows of its items."""
+    """What no shop knows of its items; demand: of fitted ones, what its kind of product has for
+    each.
+    """
     goods = shop.goods
-    return pl.DataFrame(
+    settled = goods.shelves.settled.get("demand")
+    told = pl.DataFrame(
         {
             "item_id": shop.items["item_id"],
             "quality": goods.quality,
@@ -210,6 +213,7 @@ def item_truth(shop: Shop) -> pl.DataFrame:
             "attributes": lists(goods.shelves.true_attributes()),
         }
     )
+    return told if settled is None else told.with_columns(pl.Series("demand", settled))
 
 
 def facts(

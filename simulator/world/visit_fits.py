@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from ...errors import KarmafunnelError
 from ...log import Log
-from .log_fits import EVENTS, USERS, Figure, Z, fitted_requests, need, need_of, ratio
+from .log_fits import EVENTS, USERS, Figure, Z, curvature, fitted_requests, need, need_of, ratio
 from .marketplace import Activity, GammaRates, LogNormalRates, Rhythm
 from .shoppers import DAY
 
@@ -150,7 +150,7 @@ def visiting(log: Log) -> Visiting:
     seen = Seen(when[first], count, whole)
     fits = {kind: seen.best(kind) for kind in (GammaRates, LogNormalRates)}
     best = max(fits, key=lambda kind: -fits[kind].fun)
-    x, sd = fits[best].x, seen.errors(best, fits[best].x)
+    x, sd = fits[best].x, curvature(lambda at: seen.loss(at, best), fits[best].x)
     ends = [(float(a), float(b)) for a, b in zip(x - Z * sd, x + Z * sd, strict=True)]
     n = len(first)
     mean, spread = (
@@ -226,21 +226,6 @@ class Seen:
             needed = f"a maximum of the likelihood of {kind.__name__}"
             raise KarmafunnelError("fit", what="visiting rate", needs=needed, found=found.message)
         return found
-
-    def errors(self, kind: type[Activity], x: np.ndarray, step: float = 0.02) -> np.ndarray:
-        """Standard errors from the curvature: (3,); infinite for what the log does not tell."""
-        eye = np.eye(3) * step
-        h = np.empty((3, 3))
-        for i in range(3):
-            for j in range(3):
-                signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
-                four = [self.loss(x + a * eye[i] + b * eye[j], kind) for a, b in signs]
-                h[i, j] = (four[0] - four[1] - four[2] + four[3]) / (4 * step**2)
-        values, vectors = np.linalg.eigh(h)
-        inverse = np.where(values > 1e-6, 1 / np.maximum(values, 1e-12), np.inf)
-        with np.errstate(invalid="ignore"):
-            known = np.where(np.abs(vectors) > 1e-9, vectors**2 * inverse, 0.0)
-        return np.asarray(np.sqrt(known.sum(axis=1)))
 
     def unseen(self, kind: type[Activity], x: np.ndarray) -> float:
         """Share of users who never visited."""

@@ -71,20 +71,22 @@ class QueryMatch(Want):
 @dataclass(frozen=True, repr=False)
 class Taste(Want):
     """weight * (sqrt(semantic) * S + sqrt(1 - semantic) * I): S is the product of the vectors of
-    shopper and item (matrix factorisation, Koren et al. 2009), I = 0.7 * the item's own appeal +
-    0.71 * liking of the latent crowd that it belongs to; both of about unit variance.
+    shopper and item (matrix factorisation, Koren et al. 2009), I = appeal * the item's own appeal +
+    0.71 * liking of the latent crowd that it belongs to; each of about unit variance.
 
     Args:
         weight: how much taste counts.
         semantic: how much of taste is liking of attributes, which text can tell.
+        appeal: how much the item's own appeal counts, which all shoppers agree on.
     """
 
     known: ClassVar[bool] = True
     weight: float = positional(1.4)
     semantic: float = 0.5
+    appeal: float = 0.7
 
     def __post_init__(self) -> None:
-        needs(self, weight=WEIGHT, semantic=SHARE)
+        needs(self, weight=WEIGHT, semantic=SHARE, appeal=WEIGHT)
 
     def worth(self, shop: Place, visits: Asked, items: np.ndarray, price: np.ndarray) -> np.ndarray:
         return np.asarray(self.weight * self.liking(shop, visits.user, items))
@@ -95,7 +97,7 @@ class Taste(Want):
         own = state.taste[user]
         semantic = np.matmul(goods.vector[items], own[:, :, None])[:, :, 0]
         love = np.take_along_axis(state.love[user], goods.crowd[items], axis=1)
-        identity = 0.7 * goods.quality[items] + 0.71 * love
+        identity = self.appeal * goods.quality[items] + 0.71 * love
         return np.asarray(
             np.sqrt(self.semantic) * semantic + np.sqrt(1.0 - self.semantic) * identity
         )
