@@ -280,6 +280,8 @@ def test_sessions():
     exposures = pl.DataFrame(taken, schema=["request_id", "item_id", "clicked", "purchased"], orient="row")
     found = going_on(log_of(requests, exposures, 1))
     assert within(found.goes_on, 0.4 * 0.5 + 0.4 * 0.2)
+    lengths = np.unique(requests["session_id"][:-2].to_numpy(), return_counts=True)[1]
+    assert found.longest == lengths.max() > 2
     searched, browsed = found.after["click"]
     assert within(searched, 0.5) and browsed.value == 0
     assert found.after["purchase"][0].value == 0 and within(found.after["nothing"][1], 0.2)

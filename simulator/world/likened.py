@@ -319,7 +319,8 @@ def of_sessions(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
         again = max(searched.value - browsed.value, 0.0)
         chances[f"after_{name}"] = (again, searched.value + browsed.value - again)
     told = f"{found.goes_on} of requests are followed by another; after {', '.join(found.after)}"
-    return replace(market, sessions=replace(market.sessions, **chances)), told
+    sessions = replace(market.sessions, most=min(found.longest, 1000), **chances)
+    return replace(market, sessions=sessions), f"{told}; at most {sessions.most}"
 
 
 def of_rhythm(market: Marketplace, log: Log) -> tuple[Marketplace, str]:

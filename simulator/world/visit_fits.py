@@ -45,10 +45,12 @@ def by_gaps(user: np.ndarray, t: np.ndarray) -> np.ndarray:
 class GoingOn:
     """Sessions: goes_on: the chance that a request is followed by another one, so that lengths are
     geometric; after: (searched, browsed) chances by what came before: "purchase", "click" (without
-    a purchase), "nothing". A case that a log has too few of is left out.
+    a purchase), "nothing". A case that a log has too few of is left out. longest: requests of the
+    longest one.
     """
 
     goes_on: Figure
+    longest: int
     after: dict[str, tuple[Figure, Figure]]
 
 
@@ -73,7 +75,7 @@ def going_on(log: Log) -> GoingOn:
                 ratio("sessions", user[mine], searched[mine].astype(float), ones[mine]),
                 ratio("sessions", user[mine], browsed[mine].astype(float), ones[mine]),
             )
-    return GoingOn(whole, after)
+    return GoingOn(whole, int(np.bincount(session).max()), after)
 
 
 def outcomes(log: Log, requests: np.ndarray) -> dict[str, np.ndarray]:
