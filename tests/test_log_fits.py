@@ -165,7 +165,7 @@ def test_clicks_are_expected_by_slot():
     rows = {"request_id": [f"r{r}" for r in request], "item_id": [f"i{i}" for i in shown.ravel()], "position": np.tile([1, 2, 3], n)}
     prices = pl.Series("price_shown", np.where(np.arange(30) < 15, 1.0, np.e)[shown.ravel()])
     log = log_of(asked(n, 300, rng), pl.DataFrame(rows | {"clicked": clicks.ravel()}).with_columns(prices), 30)
-    seen = taken(log, model, 3, "click")
+    seen = taken(log, np.zeros(30, dtype=int), model, 3, "click")
     assert seen.shown.sum() == pytest.approx(3 * n, abs=10) and (seen.there == 1).all()
     found = relative("appeal", seen.events, seen.expected)
     assert (found.mean - found.mean.mean())[appeal > 0.3].mean() == pytest.approx(np.log(2) / 2, abs=0.04)
@@ -362,6 +362,10 @@ def test_goods_of_a_log():
     requests = log.requests.with_columns(filters=pl.lit(["size=L"]))
     found = goods(Log.make(items, requests, log.exposures, meta | {"has": meta["has"] | {"filters": True}}))
     assert found.items["attributes"].to_list() == [["colour=red"]] * 60
+    # without categories the last word of the title tells the kind
+    assert found.items["category"].to_list() == [["colour=red"]] * 60
+    items = log.items.with_columns(title=pl.lit("a red Lamp."), price=pl.lit(5.0))
+    assert goods(Log.make(items, log.requests, log.exposures, meta)).items["category"].to_list() == [["lamp"]] * 60
     # without titles and categories attributes stand in, and prices that were seen for a list price
     items = log.items.with_columns(attributes=pl.lit(["city=Rome", "stars=4"]))
     seen = log.exposures.with_columns(price_shown=pl.lit(7.0))
@@ -477,3 +481,18 @@ def test_equal_popularity_is_no_zipf():
     exposures = pl.DataFrame({"request_id": [f"r{r}" for r in range(n)], "item_id": [f"i{r % 100}" for r in range(n)], "clicked": [True] * n})
     with pytest.raises(KarmafunnelError, match="spread less evenly than by chance"):
         popularity(log_of(asked(n, 50, rng), exposures, 100))
+
+
+def test_baskets_that_no_list_can_hold():
+    """Without lists, what is taken more often than others of its kind has appeal."""
+    rng = np.random.default_rng(4)
+    n, items = 300, 60
+    share = np.exp(rng.normal(0, 1, items))
+    bought = [(f"r{r}", f"i{i}", True, 5.0, 1) for r in range(n) for i in rng.choice(items, 30, replace=False, p=share / share.sum())]
+    exposures = pl.DataFrame(bought, schema=["request_id", "item_id", "purchased", "price_paid", "quantity"], orient="row")
+    goods_of = pl.DataFrame({"item_id": [f"i{i}" for i in range(items)], "title": [f"thing {i % 5}" for i in range(items)]})
+    found = like_log(log_of(asked(n, 100, rng), exposures, goods_of, label="purchase"))
+    assert "of which its lists hold" in found.told["purchases"] and "no lists" in found.told["appeal"]
+    assert found.told["prices"] == f"{TAKEN}the log has no lists"
+    assert found.marketplace.purchases > 3 and found.goods.items["category"].to_list()[:2] == [["0"], ["1"]]
+    assert np.corrcoef(found.goods.items["quality"], np.log(share))[0, 1] > 0.3

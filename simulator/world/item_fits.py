@@ -13,7 +13,6 @@ from scipy.special import digamma, gammaln, polygamma
 
 from ...errors import KarmafunnelError
 from ...log import Log
-from .catalogue import kinds
 from .click_lists import Lists, Shown
 from .click_protocol import ClickModel
 from .log_fits import (
@@ -24,7 +23,6 @@ from .log_fits import (
     Z,
     curvature,
     fitted_requests,
-    known_prices,
     need,
 )
 from .market import bisected, sigmoid
@@ -100,9 +98,9 @@ def relative(
 @dataclass(frozen=True, eq=False)
 class Taken:
     """Of each item in W1 and W2, (n_items,): events, its clicks and purchases; expected: in
-    proportion to how many an item like any other would have; dearness: log price, less that of what
-    is beside it, None without prices; shown: how often, None without lists; there: share of
-    requests that came after the item.
+    proportion to how many an item like any other would have; dearness: log price, less the mean of
+    the lists that it is on, None without prices or lists; shown: how often, None without lists;
+    there: share of requests that came after the item.
     """
 
     events: np.ndarray
@@ -117,14 +115,15 @@ class Taken:
         return self.events, self.expected, self.dearness
 
 
-def taken(log: Log, browsing: ClickModel | None, slots: int, label: str) -> Taken:
+def taken(log: Log, leaf: np.ndarray, browsing: ClickModel | None, slots: int, label: str) -> Taken:
     """What was taken, and what would be if items were alike.
 
     With lists, an item is looked at as often as a click model says of its slots, and a click is a
-    chance of a purchase. Beside an item are those of its list. Without lists, each item of a kind
-    is expected as often, while it is there; beside it is its kind.
+    chance of a purchase. Without lists, each item of a kind is expected as often, while it is
+    there.
 
     Args:
+        leaf: the kind of each item, (n_items,).
         browsing: None to read no lists.
         slots: of lists that are read.
         label: "click" or "purchase": what is counted without lists.
@@ -133,17 +132,9 @@ def taken(log: Log, browsing: ClickModel | None, slots: int, label: str) -> Take
     counts = {name: events_of(log, name) for name in ("clicked", "purchased")}
     clicks, purchases = counts["clicked"], counts["purchased"]
     if browsing is None:
-        _, leaf = kinds(log.items)
         events = purchases if label == "purchase" else clicks
         of_kind = np.bincount(leaf, events) / np.maximum(np.bincount(leaf, there), 1e-12)
-        price = known_prices(log)
-        dearness = None
-        if (price > 0).sum() >= EVENTS:
-            x = np.log(np.where(price > 0, price, np.nan))
-            frame = pl.DataFrame({"leaf": leaf, "x": x}).with_columns(pl.col("x").fill_nan(None))
-            beside = pl.col("x") - pl.col("x").median().over("leaf")
-            dearness = frame.select(beside.fill_null(0.0)).to_series().to_numpy()
-        return Taken(events, of_kind[leaf] * there, dearness, None, there)
+        return Taken(events, of_kind[leaf] * there, None, None, there)
     lists = Lists.of(log, *FITTED, k=slots)
     mask = lists.mask if lists.mask is not None else np.ones(lists.items.shape, dtype=bool)
     item, one = lists.items[mask], np.ones((1, lists.items.shape[1]))

@@ -16,6 +16,7 @@ from ...errors import KarmafunnelError
 from ...log import Catalogue, Log
 from ...stages.context import Progress, silent
 from . import clicks, marketplace, wants
+from .catalogue import kinds
 from .click_lists import Shown
 from .click_protocol import ClickModel
 from .item_fits import Relative, Taken, relative, taken
@@ -145,7 +146,8 @@ class Fitting:
         how = "in their places" if self.seen.shown is not None else "of their kind: no lists"
         self.told["appeal"] = f"log rates of items, {how}, spread by {found.spread}"
         if found.slope is None:
-            self.told["prices"] = f"{TAKEN}the log has no prices"
+            lacks = "lists" if self.log.has("price") else "prices"
+            self.told["prices"] = f"{TAKEN}the log has no {lacks}"
         else:
             self.told["prices"] = f"log rates change by {found.slope} for a unit of log price"
         self.told["goods"] = own
@@ -159,12 +161,13 @@ class Fitting:
         """What was taken in the log or in a simulated one, read as the log can be."""
         lists = self.log.has("exposures") and self.log.has("clicks")
         label = str(self.log.meta["label"])
-        return taken(log, model if lists else None, self.market.engine.slots, label)
+        mine = self.shop is not None and log is self.log
+        _, leaf = kinds(self.shop.items if mine else log.items)
+        return taken(log, leaf, model if lists else None, self.market.engine.slots, label)
 
     def correct(self, say: Progress) -> None:
         """Move what was fitted, some times."""
-        moves = [*self.fitted, *(["items"] if self.found is not None else [])]
-        if not moves:
+        if not self.fitted and self.found is None:
             return
         for i in range(ROUNDS):
             say(f"simulating pilot {i + 1} of {ROUNDS}")
@@ -173,6 +176,7 @@ class Fitting:
             except KarmafunnelError as error:
                 self.told["pilot"] = f"not all is moved: {error}"
                 return
+        moves = [*self.fitted, *(["items"] if self.found is not None else [])]
         more = f"moved by what {ROUNDS} simulated logs say too much"
         self.told["pilot"] = f"{', '.join(moves)} {more}"
         so = "as an engine chose what is seen, in utility"
@@ -198,17 +202,19 @@ class Fitting:
         """
         market, model = self.market, self.model
         if "browsing" in self.fitted:
-            model = browsing(pilot, (type(model).__name__,)).model
-            self.market = with_browsing(
-                market, moved(market.browsing, self.model, model), market.engine
-            )
+            try:
+                model = browsing(pilot, (type(model).__name__,)).model
+            except KarmafunnelError as error:
+                self.told["browsing"] += f"; not moved, {error}"
+                self.fitted.remove("browsing")
+            else:
+                to = moved(market.browsing, self.model, model)
+                self.market = with_browsing(market, to, market.engine)
         for name, wanted in self.rates.items():
             self.market = with_rate(self.market, name, wanted / rate(pilot, name))
         if self.seen is None or self.found is None:
             return
         again = self.taken(pilot, model)
-        if self.seen.dearness is None:
-            again = replace(again, dearness=None)
         found = relative("appeal", *again.of_items)
         if self.found.slope is not None and found.slope is not None:
             more = found.slope.value - self.found.slope.value
@@ -303,8 +309,17 @@ def of_clicks(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
 
 
 def of_purchases(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
+    """With as many purchases as its lists can hold; more clicks are needed where none were logged
+    to say how many.
+    """
     found = events_a_request(log, "purchase")
-    return replace(market, purchases=found.value), f"{found} a request"
+    if log.has("clicks"):
+        return replace(market, purchases=found.value), f"{found} a request"
+    most = float(market.browsing.marginal(Shown(np.ones((1, market.engine.slots)))).sum())
+    clicks = min(max(market.clicks, 2 * found.value), 0.9 * most)
+    bought = min(found.value, 0.9 * clicks)
+    more = "" if bought == found.value else f", of which its lists hold {bought:.3g}"
+    return replace(market, clicks=clicks, purchases=bought), f"{found} a request{more}"
 
 
 def of_sessions(market: Marketplace, log: Log) -> tuple[Marketplace, str]:

@@ -24,7 +24,8 @@ def goods(log: Log) -> Catalogue | None:
     """The log's items as a catalogue to simulate on; None where it has no prices, or few items.
 
     Prices are list prices, else those seen last. Items without a title are called by their
-    attributes, or their id; those without categories, by their first attribute. What
+    attributes, or their id. Where they have no category, their first attribute is it, else the last
+    word of their title. What
     users filter by is left out: a simulated shop adds its own.
     """
     price = known_prices(log) if log.has("price") else np.zeros(0)
@@ -37,11 +38,12 @@ def goods(log: Log) -> Catalogue | None:
     attributes = pl.col("attributes").list.eval(own)
     said = pl.col("attributes").list.eval(pl.element().str.replace(r"^[^=]+=", "")).list.join(" ")
     said = pl.when(said != "").then(said)
-    first = pl.concat_list(pl.col("attributes").list.first())
-    first = pl.when(pl.col("attributes").list.len() > 0).then(first)
+    noun = pl.col("title").str.extract(r"(\w+)\W*$").str.to_lowercase()
+    kind = pl.coalesce(pl.col("attributes").list.first(), noun)
+    kind = pl.when(kind.is_not_null()).then(pl.concat_list(kind))
     items = log.items.select(columns).with_columns(
         pl.coalesce("title", said, "item_id").alias("title"),
-        pl.coalesce("category", first).alias("category"),
+        pl.coalesce("category", kind).alias("category"),
         pl.Series("price", np.where(price > 0, price, np.nan)).fill_nan(None),
         attributes,
     )
