@@ -161,8 +161,8 @@ class Fitting:
         """What was taken in the log or in a simulated one, read as the log can be."""
         lists = self.log.has("exposures") and self.log.has("clicks")
         label = str(self.log.meta["label"])
-        mine = self.shop is not None and log is self.log
-        _, leaf = kinds(self.shop.items if mine else log.items)
+        held = log if self.shop is None or log is not self.log else self.shop
+        _, leaf = kinds(held.items)
         return taken(log, leaf, model if lists else None, self.market.engine.slots, label)
 
     def correct(self, say: Progress) -> None:
