@@ -12,23 +12,32 @@ ONE = np.zeros(4, dtype=int)
 
 def test_agreement_by_hand() -> None:
     true = np.array([1.0, 2, 3, 4])
-    assert agreement(true, true, ONE, np.ones(4)) == (1.0, 1.0)
-    assert agreement(-true, true, ONE, np.ones(4)) == (-1.0, 0.0)
+    assert agreement(true, true, ONE, np.ones(4))[:2] == (1.0, 1.0)
+    assert agreement(-true, true, ONE, np.ones(4))[:2] == (-1.0, 0.0)
     # one of six pairs the wrong way round
-    assert agreement(np.array([1.0, 3, 2, 4]), true, ONE, np.ones(4)) == pytest.approx((4 / 6, 5 / 6))
+    swapped = np.array([1.0, 3, 2, 4])
+    assert agreement(swapped, true, ONE, np.ones(4))[:2] == pytest.approx((4 / 6, 5 / 6))
     # a tie decides nothing
-    assert agreement(np.array([1.0, 2, 2, 4]), true, ONE, np.ones(4)) == pytest.approx((5 / 6, 5 / 6))
+    tied = np.array([1.0, 2, 2, 4])
+    assert agreement(tied, true, ONE, np.ones(4))[:2] == pytest.approx((5 / 6, 5 / 6))
+
+
+def test_close_pairs_are_those_worth_about_the_same() -> None:
+    true = np.array([1.0, 1.05, 1.2, 3.0])  # one close pair
+    assert agreement(true, true, ONE, np.ones(4))[2] == 1.0
+    assert agreement(np.array([2.0, 1, 3, 4]), true, ONE, np.ones(4))[2] == 0.0
+    assert np.isnan(agreement(true, np.array([1.0, 2, 4, 8]), ONE, np.ones(4))[2])
 
 
 def test_pairs_are_of_one_world_and_of_two_funnels() -> None:
     true = np.array([1.0, 2, 1, 2])
     worlds = np.array([0, 0, 1, 1])
-    assert agreement(np.array([1.0, 2, 20, 10]), true, worlds, np.ones(4)) == (0.0, 0.5)
+    assert agreement(np.array([1.0, 2, 20, 10]), true, worlds, np.ones(4))[:2] == (0.0, 0.5)
     # drawn twice, a funnel counts twice and is no pair with itself
     times = np.array([2, 1, 1, 0])
     proxy, of_one = np.array([1.0, 2, 0, 9]), np.array([1.0, 2, 3, 4])
     # pairs: (0, 1) twice right, (0, 2) twice wrong, (1, 2) once wrong
-    assert agreement(proxy, of_one, ONE, times) == pytest.approx((-1 / 5, 2 / 5))
+    assert agreement(proxy, of_one, ONE, times)[:2] == pytest.approx((-1 / 5, 2 / 5))
     assert np.isnan(agreement(proxy, of_one, ONE, np.array([4, 0, 0, 0]))[0])
 
 
@@ -39,8 +48,9 @@ def test_figures_that_few_funnels_have_are_left_out() -> None:
         value = float(rng.random())
         known = {"good": value, "bad": -value, "rare": value if i < 2 else None}
         found.append({"proxies": known, "truth": {"clicks": value, "GMV": 3 * value}, "number": 0})
-    table = table_of(found, 0)
+    table = table_of(found, 0, "here")
     assert [row[0] for row in table.rows] == ["good", "bad"]
+    assert any("left out, of fewer than 4 funnels: rare" in line for line in table.below)
     one = judged(found, "good", "clicks", 0)
     assert one["tau"] == 1.0 and one["same interval"] == (1.0, 1.0)
 

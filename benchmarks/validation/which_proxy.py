@@ -2,7 +2,8 @@
 
     python -m karmafunnel.benchmarks.validation.which_proxy MARKETPLACE... --out out/proxies
 
-In each marketplace (a recipe file; "default" for the default one) its own engine writes a log. Each
+In each marketplace (a recipe file, a World that was made by one, "default" for the default one) its
+own engine writes a log. Each
 funnel of `proxy_funnels.py` is replayed on the last window of that log, which gives the offline
 figures. Then it serves all users for some days, in a shop where nothing else differs, and its lists
 are worth a number of clicks and an amount of money without chance: the truth. Of all pairs of
@@ -17,7 +18,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +32,20 @@ from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import cache_root, code_of, content_key
-from karmafunnel.log import Log
+from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.experiment import arms
 from karmafunnel.simulator.experiment.arms import Design, Folders, run
 from karmafunnel.simulator.measure.compare import measure
 from karmafunnel.simulator.measure.intervals import interval
 from karmafunnel.simulator.measure.run import Run
-from karmafunnel.simulator.offpolicy.evaluate import evaluate
+from karmafunnel.simulator.offpolicy.evaluate import Propensity, evaluate
 from karmafunnel.simulator.replay.market_recipe import load_marketplace
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
+from karmafunnel.simulator.world.likened import goods
 from karmafunnel.simulator.world.marketplace import Marketplace
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
 from karmafunnel.simulator.world.simulate import simulate
@@ -49,22 +53,58 @@ from karmafunnel.stages.policies import BestOrRandom
 from karmafunnel.terminal import Console
 
 ITEMS, USERS, BEFORE, DAYS = 1500, 3000, 28, 3
-SLOTS = 3  # of lists, for off-policy estimates
+SLOTS = (1, 3)  # of lists, for off-policy estimates
+ESTIMATES: dict[Propensity, tuple[str, ...]] = {
+    "log": ("IPS", "SNIPS", "RIPS", "DR", "DM"),
+    "clicks": ("CIPS", "CDR"),
+}
+STAGES = {"recall": "at recall", "prerank": "at pre-ranking"}
+FEWEST = 4  # funnels that a figure is judged by
+CLOSE = 0.1  # a pair is close if the better funnel is worth less than this more
 FUNNELS = str(Path(proxy_funnels.__file__))
 TRUTHS = {"clicks": "expected_clicks", "GMV": "expected_gmv"}
-REWARDS = ("clicks", "GMV")
+REWARDS = ("clicks", "money")
 RESAMPLES = 2000
 
 
-def opened(marketplace: Marketplace, seed: int) -> Shop:
-    return open_shop(marketplace, items=ITEMS, users=USERS, seed=seed)
+@dataclass(frozen=True, eq=False)
+class Market:
+    """A marketplace and what it sells; None for a catalogue that is invented."""
 
+    marketplace: Marketplace
+    catalogue: Catalogue | None = None
 
-def logged(marketplace: Marketplace, seed: int, folder: Path) -> Log:
-    """What the shop's own engine logs before the funnels come, with its propensities."""
-    if not (folder / "log.json").exists():
-        simulate(marketplace, items=ITEMS, users=USERS, days=BEFORE, seed=seed).write(folder)
-    return Log.open(folder)
+    @classmethod
+    def of(cls, place: str) -> Market:
+        """By the name on the command line."""
+        if place == "default":
+            return cls(Marketplace())
+        marketplace, _ = load_marketplace(place)
+        world = Log.open(place) if Path(place).is_dir() else None
+        own = world is not None and world.name != "world"  # it lived on a catalogue
+        return cls(marketplace, goods(world) if own and world is not None else None)
+
+    @property
+    def n_items(self) -> int:
+        return ITEMS if self.catalogue is None else min(ITEMS, self.catalogue.items.height)
+
+    def opened(self, seed: int) -> Shop:
+        return open_shop(
+            self.marketplace, items=self.n_items, users=USERS, seed=seed, catalogue=self.catalogue
+        )
+
+    def logged(self, seed: int, folder: Path) -> Log:
+        """What the shop's own engine logs before the funnels come, with its propensities."""
+        if not (folder / "log.json").exists():
+            simulate(
+                self.marketplace,
+                items=self.n_items,
+                users=USERS,
+                days=BEFORE,
+                seed=seed,
+                catalogue=self.catalogue,
+            ).write(folder)
+        return Log.open(folder)
 
 
 def proxies(name: str, log: Log, folder: Path, seed: int) -> dict[str, float | None]:
@@ -75,25 +115,36 @@ def proxies(name: str, log: Log, folder: Path, seed: int) -> dict[str, float | N
     last = opened_run.stages[-1]
     found: dict[str, float | None] = {}
     for row in measure(opened_run, proxy_funnels.measures, ci=False):
-        for stage, words in (("recall", "at recall"), (last, "at the end")):
-            if row["stage"] == stage:
-                found[f"{row['measure']} {words}"] = row["value"]
-    for reward in REWARDS:
+        if row["stage"] in STAGES:
+            found[f"{row['measure']} {STAGES[row['stage']]}"] = row["value"]
+        if row["stage"] == last:
+            found[f"{row['measure']} at the end"] = row["value"]
+    for reward, slots, propensity in product(REWARDS, SLOTS, ESTIMATES):
         try:
-            asked = evaluate(opened_run, log, BestOrRandom(0.0), reward, SLOTS, resamples=1)
+            asked = evaluate(
+                opened_run,
+                log,
+                BestOrRandom(0.0),
+                reward,
+                slots,
+                resamples=1,
+                propensity=propensity,
+            )
             told = {row["estimator"]: row.get("value") for row in asked.rows}
         except KarmafunnelError:  # no support
             told = {}
-        for estimator in ("IPS", "SNIPS", "RIPS", "DR"):
-            found[f"{estimator} of {reward}, {SLOTS} slots"] = told.get(estimator)
+        for estimator in ESTIMATES[propensity]:
+            if estimator in told:
+                words = f"{slots} slots" if slots > 1 else "first slot"
+                found[f"{estimator} of {reward}, {words}"] = told[estimator]
     return found
 
 
-def truth(name: str, marketplace: Marketplace, seed: int, folder: Path) -> dict[str, float]:
+def truth(name: str, market: Market, seed: int, folder: Path) -> dict[str, float]:
     """What the lists of a funnel are worth a request where it serves all users."""
     design = Design(days=DAYS, before=BEFORE, retrain=0, keep=BEFORE, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    shop, everybody = opened(marketplace, seed), np.zeros(USERS, dtype=np.int64)
+    shop, everybody = market.opened(seed), np.zeros(USERS, dtype=np.int64)
     outcome = run((f"{FUNNELS}::{name}",), shop, design, Folders(folder, cache_root()), everybody)
     during = outcome.users.filter(pl.col("day") >= 0)
     requests = float(during["requests"].sum())
@@ -102,8 +153,9 @@ def truth(name: str, marketplace: Marketplace, seed: int, folder: Path) -> dict[
 
 def agreement(
     proxy: np.ndarray, true: np.ndarray, world: np.ndarray, times: np.ndarray
-) -> tuple[float, float]:
-    """Kendall's tau-a and the share of pairs with the same sign, over pairs of one world.
+) -> tuple[float, float, float]:
+    """Kendall's tau-a, the share of pairs with the same sign, and that of close pairs, over pairs
+    of one world.
 
     Args:
         proxy, true: of each funnel, (n,).
@@ -114,10 +166,13 @@ def agreement(
     weight = np.outer(times, times) * (world[:, None] == world[None, :])
     np.fill_diagonal(weight, 0.0)
     signs = np.sign(proxy[:, None] - proxy[None, :]) * np.sign(true[:, None] - true[None, :])
-    whole = weight.sum()
-    if whole == 0:
-        return np.nan, np.nan
-    return float((weight * signs).sum() / whole), float((weight * (signs > 0)).sum() / whole)
+    close = weight * (np.maximum.outer(true, true) < (1.0 + CLOSE) * np.minimum.outer(true, true))
+
+    def share(weight: np.ndarray, of: np.ndarray) -> float:
+        whole = weight.sum()
+        return float((weight * of).sum() / whole) if whole else np.nan
+
+    return share(weight, signs), share(weight, signs > 0), share(close, signs > 0)
 
 
 def judged(found: Sequence[dict[str, Any]], proxy: str, what: str, seed: int) -> dict[str, Any]:
@@ -133,51 +188,48 @@ def judged(found: Sequence[dict[str, Any]], proxy: str, what: str, seed: int) ->
             for _ in range(RESAMPLES)
         ]
     )
-    tau, same = agreement(value, true, world, np.ones(n))
-    drawn = drawn[~np.isnan(drawn[:, 0])]
-    return {
-        "figure": proxy,
-        "truth": what,
-        "funnels": n,
-        "tau": tau,
-        "tau interval": interval(drawn[:, 0]),
-        "same": same,
-        "same interval": interval(drawn[:, 1]),
-    }
+    told: dict[str, Any] = {"figure": proxy, "truth": what, "funnels": n}
+    whole = agreement(value, true, world, np.ones(n))
+    for name, figure, others in zip(("tau", "same", "close"), whole, drawn.T, strict=True):
+        told[name] = figure
+        told[f"{name} interval"] = interval(others[~np.isnan(others)])
+    return told
 
 
-def table_of(found: Sequence[dict[str, Any]], seed: int) -> Table:
+def table_of(found: Sequence[dict[str, Any]], seed: int, where: str) -> Table:
     """One row a figure, those that agree best with money first."""
     names = list(dict.fromkeys(name for one in found for name in one["proxies"]))
-    each = []
+    each, few = [], []
     for name in names:
-        if sum(one["proxies"].get(name) is not None for one in found) >= 4:
+        if sum(one["proxies"].get(name) is not None for one in found) >= FEWEST:
             each.append([judged(found, name, what, seed) for what in TRUTHS])
+        else:
+            few.append(name)
     each.sort(key=lambda pair: -pair[1]["tau"])
 
     def cell(value: float, ends: tuple[float, float]) -> str:
-        return f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+        return "n/a" if np.isnan(value) else f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
     rows = []
     for clicks, money in each:
         row = [clicks["figure"], f"{clicks['funnels']}"]
         for one in (clicks, money):
-            row += [cell(one["tau"], one["tau interval"]), cell(one["same"], one["same interval"])]
+            row += [cell(one[name], one[f"{name} interval"]) for name in ("tau", "same", "close")]
         rows.append(row)
-    heads = [
-        "offline figure",
-        "funnels",
-        "clicks: tau",
-        "same sign",
-        "GMV: tau",
-        "same sign of GMV",
-    ]
+    told = ("tau", "same sign", "same sign, close pairs")
+    heads = ["offline figure", "funnels"]
+    heads += [f"{what}: {name}" for what in TRUTHS for name in told]
     below = [
         "tau: Kendall's, between the figure and the truth, over pairs of funnels in one shop.",
         "same sign: share of pairs of which the figure says the better one. Intervals: 95%, "
         "bootstrap over funnels.",
+        f"close pairs: the better funnel is worth less than {CLOSE:.0%} more.",
+        "funnels: of which there is the figure. IPS, SNIPS, RIPS and DR are refused where the log "
+        "shows too few of a funnel's lists; HR@K where a stage passes fewer than K items.",
     ]
-    return Table(heads, rows, title="offline figures against the truth", below=below)
+    if few:
+        below.append(f"left out, of fewer than {FEWEST} funnels: {', '.join(few)}.")
+    return Table(heads, rows, title=f"offline figures against the truth, {where}", below=below)
 
 
 def truths_table(found: Sequence[dict[str, Any]]) -> Table:
@@ -190,10 +242,6 @@ def truths_table(found: Sequence[dict[str, Any]]) -> Table:
     return Table(heads, rows, text_columns=2, title="what the funnels are worth")
 
 
-def asked(place: str) -> Marketplace:
-    return Marketplace() if place == "default" else load_marketplace(place)[0]
-
-
 @click.command(cls=OneLineErrors)
 @click.argument("marketplaces", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
@@ -203,12 +251,13 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
     """Compare what offline figures say of funnels with what they are worth to users."""
     console, found = Console(stderr=True), []
     for number, place in enumerate(marketplaces):
-        market, world = asked(place), Path(place).stem
-        code = code_of(market, by=(__name__, arms.__name__))
-        sizes = (ITEMS, USERS, BEFORE, DAYS, SLOTS, seed)
-        key = content_key(code, repr(market), Path(FUNNELS).read_text(encoding="utf-8"), *sizes)
+        market, world = Market.of(place), Path(place).stem
+        code = code_of(market.marketplace, by=(__name__, arms.__name__))
+        stock = None if market.catalogue is None else market.catalogue.items.hash_rows(seed=0).sum()
+        asked = (repr(market.marketplace), stock, Path(FUNNELS).read_text(encoding="utf-8"))
+        key = content_key(code, *asked, ITEMS, USERS, BEFORE, DAYS, SLOTS, seed)
         folder = out / "funnels" / key
-        log = logged(market, seed, folder / "log")
+        log = market.logged(seed, folder / "log")
         for name in only or list(proxy_funnels.rows(log)):
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
             if not path.exists():
@@ -220,8 +269,12 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
                 }
                 write_json(path, told)
             found.append(read_json(path) | {"world": world, "number": number})
-    table, worth = table_of(found, seed), truths_table(found)
-    for one in (worth, table):
+    worlds = list(dict.fromkeys(one["world"] for one in found))
+    tables = [truths_table(found), table_of(found, seed, "all shops")]
+    if len(worlds) > 1:
+        each = ((world, [one for one in found if one["world"] == world]) for world in worlds)
+        tables += [table_of(some, seed, world) for world, some in each]
+    for one in tables:
         print_table(one, Console())
     words = shlex.join(sys.argv[1:])
     made_by = (
@@ -229,7 +282,7 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
         f"{USERS:,} users, {ITEMS:,} items, {BEFORE} days of log, {DAYS} days of truth; "
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, one core of {processor()}."
     )
-    texts = [to_markdown(one).rstrip() for one in (table, worth)]
+    texts = [to_markdown(one).rstrip() for one in tables]
     write_text(out / "which_proxy.md", "\n\n".join([*texts, made_by, ""]))
 
 
