@@ -50,7 +50,7 @@ def test_figures_that_few_funnels_have_are_left_out() -> None:
         found.append({"proxies": known, "truth": {"clicks": value, "GMV": 3 * value}, "number": 0})
     table = table_of(found, 0, "here")
     assert [row[0] for row in table.rows] == ["good", "bad"]
-    assert any("left out, of fewer than 4 funnels: rare" in line for line in table.below)
+    assert any("left out, of fewer than 8 funnels: rare" in line for line in table.below)
     one = judged(found, "good", "clicks", 0)
     assert one["tau"] == 1.0 and one["same interval"] == (1.0, 1.0)
 

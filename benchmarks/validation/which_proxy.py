@@ -10,7 +10,7 @@ are worth a number of clicks and an amount of money without chance: the truth. O
 funnels, on how many do figure and truth agree? Intervals resample funnels, not pairs.
 
 Each funnel is kept in OUT/funnels under a hash of its code, so that the same command goes on.
-Writes which_proxy.md.
+Writes which_proxy.md and which_proxy.html.
 """
 
 from __future__ import annotations
@@ -44,6 +44,17 @@ from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report import plots
+from karmafunnel.simulator.report.page import (
+    Block,
+    Figure,
+    Page,
+    Plot,
+    Section,
+    Text,
+    rich,
+    write_page,
+)
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.likened import goods
 from karmafunnel.simulator.world.marketplace import Marketplace
@@ -58,8 +69,10 @@ ESTIMATES: dict[Propensity, tuple[str, ...]] = {
     "log": ("IPS", "SNIPS", "RIPS", "DR", "DM"),
     "clicks": ("CIPS", "CDR"),
 }
+DRAWN = ("HR@10 at the end", "GMV-HR@10 at the end", "gAUC:request:exposures at the end")
+COLOUR = "#3b6fb5"
 STAGES = {"recall": "at recall", "prerank": "at pre-ranking"}
-FEWEST = 4  # funnels that a figure is judged by
+FEWEST = 8  # funnels that a figure is judged by
 CLOSE = 0.1  # a pair is close if the better funnel is worth less than this more
 FUNNELS = str(Path(proxy_funnels.__file__))
 TRUTHS = {"clicks": "expected_clicks", "GMV": "expected_gmv"}
@@ -242,6 +255,43 @@ def truths_table(found: Sequence[dict[str, Any]]) -> Table:
     return Table(heads, rows, text_columns=2, title="what the funnels are worth")
 
 
+def scatter(found: Sequence[dict[str, Any]]) -> Plot:
+    """Money a request over some figures, a point a funnel, one row a shop."""
+    worlds = list(dict.fromkeys(one["world"] for one in found))
+    domains, height = plots.panes(len(worlds) * len(DRAWN), len(DRAWN), 240, gap=0.1, row_gap=80)
+    layout, data = plots.blank(height, left=60, bottom=48), []
+    for i, ((world, figure), domain) in enumerate(
+        zip(product(worlds, DRAWN), domains, strict=True)
+    ):
+        some = [one for one in found if one["world"] == world and one["proxies"].get(figure)]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [one["proxies"][figure] for one in some],
+                "y": [one["truth"]["GMV"] for one in some],
+                "text": [rich("{}", one["funnel"]) for one in some],
+                "hovertemplate": rich("%{text}: %{x:.3f}, %{y:.2f}<extra></extra>"),
+                "marker": {"color": COLOUR, "size": 8},
+                **plots.on(i),
+            }
+        )
+        x, y = {"title": {"text": figure}, "nticks": 5}, {"title": {"text": "GMV a request"}}
+        plots.add_pane(layout, i, domain, world, x, y)
+    return {"data": data, "layout": layout}
+
+
+def page_of(found: Sequence[dict[str, Any]], tables: Sequence[Table], command: str) -> Page:
+    """Points, and the tables."""
+    told = "A point is a funnel: its offline figure, and what its lists are worth to users."
+    drawn: list[Block] = [Text(told), Figure(scatter(found), {})]
+    sections = [
+        Section("points", "Points", "Offline figure and truth", drawn),
+        Section("tables", "Tables", "How often they agree", list(tables)),
+    ]
+    return Page("Which offline figure to believe", command, [], sections)
+
+
 @click.command(cls=OneLineErrors)
 @click.argument("marketplaces", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
@@ -284,6 +334,7 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
     )
     texts = [to_markdown(one).rstrip() for one in tables]
     write_text(out / "which_proxy.md", "\n\n".join([*texts, made_by, ""]))
+    write_page(out / "which_proxy.html", page_of(found, tables, f"which_proxy {words}"))
 
 
 if __name__ == "__main__":
