@@ -2,6 +2,7 @@
 refused.
 """
 
+import gc
 import json
 from pathlib import Path
 
@@ -250,6 +251,24 @@ def test_funnels_are_fitted_as_often_as_designed(
 
 
 # -- figures ---------------------------------------------------------------------------------------
+
+
+def test_logs_of_past_days_are_let_go(recipes: dict[str, str], tmp_path: Path) -> None:
+    alive = []
+
+    def count(said: str) -> None:
+        if said.startswith("day"):
+            alive.append(sum(type(one) is Log for one in gc.get_objects()))
+
+    design = Design(days=6, before=6, retrain=0, seed=1)
+    gc.collect()
+    before = sum(type(one) is Log for one in gc.get_objects())
+    gc.disable()
+    try:
+        run((recipes["words"], recipes["blind"]), opened(60), design, kept(tmp_path), say=count)
+    finally:
+        gc.enable()
+    assert max(alive) - before <= 2  # that of the fit, and the last one
 
 
 def outcome_of(rows: list[tuple[int, int, int, int, float]]) -> Outcome:
