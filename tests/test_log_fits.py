@@ -463,6 +463,9 @@ def test_small_logs_are_refused_by_parameter():
     ]:
         with pytest.raises(KarmafunnelError, match=f"^fit: {said}$"):
             relative("appeal", events, expected)
+    last = asked(60, 30, rng).with_columns(window=pl.lit("W3"))
+    with pytest.raises(KarmafunnelError, match=r"^like: needs a log that decides a field"):
+        like_log(log_of(last, exposures, 2))
     few = log_of(asked(200, 15, rng), pl.DataFrame({"request_id": [f"r{i}" for i in range(200)], "item_id": ["i0"] * 200, "clicked": [True] * 200}), 1)
     with pytest.raises(KarmafunnelError, match="clicks needs at least 20 users, found 15"):
         events_a_request(few, "click")

@@ -147,6 +147,12 @@ BAD = [
         ),
         "open_shop: needs a catalogue of at least 60 items, a list, found 50",
     ),
+    (
+        lambda: open_shop(
+            Marketplace(wants=(QueryMatch(60.0), Taste()), clicks=7.0), items=300, users=100
+        ),
+        r"Marketplace: clicks needs at most \d.*, what its wants and its lists allow, found 7",
+    ),
 ]
 
 

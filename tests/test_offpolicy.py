@@ -18,6 +18,7 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.measure.intervals import Ratio, Total, interval, resample
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.offpolicy import reading
+from karmafunnel.simulator.offpolicy.estimate_tables import warnings
 from karmafunnel.simulator.offpolicy.estimators import (
     DM,
     DR,
@@ -397,6 +398,43 @@ def test_estimates_that_nothing_carries_are_refused(logged: tuple[Log, Run]) -> 
     money = reading.lists_of(run, log, "money")
     clicks = reading.lists_of(run, log, "clicks")
     assert money.reward == pytest.approx(clicks.reward * (1.0 + clicks.item))
+
+
+@pytest.mark.parametrize("propensity", ["log", "clicks"])
+def test_logs_that_cannot_judge_are_refused(propensity: str, tmp_path: Path) -> None:
+    log = uniform_log(slots=2, n=600)
+    one = pl.lit("u")
+    last = pl.col("request_id") == "r599"
+    rare = log.exposures.with_columns(clicked=pl.col("clicked") & ~late(log) | last)
+    none = log.exposures.with_columns(clicked=pl.col("clicked") & ~late(log))
+    recipe = Recipe("popular", "popular", Funnel((Popular(k=6),)), {}, "click")
+    for name, requests, exposures, needed in (
+        ("one", log.requests.with_columns(user_id=one), log.exposures, "at least 10 users.* found 1"),
+        ("none", log.requests, none, "lists that earned clicks, found none among 120"),
+        ("rare", log.requests, rare, "rewards of several users, .* found those of 1"),
+    ):
+        if name == "rare" and propensity == "clicks":  # by a model of the other windows
+            continue
+        made = Log.make(log.items, requests, exposures, log.meta)
+        run = Run.open(replay(recipe, made, tmp_path / name, RunOptions()))
+        with pytest.raises(KarmafunnelError, match=needed):
+            evaluate(run, made, BestOrRandom(1.0), propensity=propensity)
+
+
+def late(log: Log) -> pl.Expr:
+    """Exposures of W3."""
+    return pl.col("request_id").is_in(log.request_ids[log.requests_in("W3")].tolist())
+
+
+def test_slots_without_a_candidate_are_told(tmp_path: Path) -> None:
+    log = uniform_log(slots=2, n=2000)
+    recipe = Recipe("one", "one", Funnel((Popular(k=1),)), {}, "click")
+    run = Run.open(replay(recipe, log, tmp_path / "run", RunOptions()))
+    found = evaluate(run, log, BestOrRandom())
+    assert found.unfilled == 0.5
+    assert "no candidate for 50.0% of the slots" in " ".join(warnings(found))
+    told = evaluate(run, log, BestOrRandom(), slots=1)
+    assert told.unfilled == 0 and "no candidate for" not in " ".join(warnings(told))
 
 
 def test_the_command(tmp_path: Path) -> None:

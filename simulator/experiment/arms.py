@@ -16,6 +16,7 @@ import polars as pl
 from ...bounds import BOUNDS, check_seed, needs
 from ...errors import KarmafunnelError
 from ...files import read_table, write_parquet
+from ...files import say as warn
 from ...log import Log
 from ...typed import Typed
 from ..world.click_lists import Shown
@@ -216,7 +217,7 @@ def served(
                     servers.learn(log)
                 fits = False
                 place = folder / f"lists-{day:03d}-{number:02d}.parquet"
-                offered = read_lists(place)
+                offered = read_lists(place, len(visits))
                 if offered is None:
                     offered = offer(log, visits)
                     write_lists(place, offered)
@@ -268,11 +269,18 @@ class Servers:
         return lists
 
 
-def read_lists(path: Path) -> np.ndarray | None:
-    """Lists that were kept; None where there are none."""
+def read_lists(path: Path, n: int) -> np.ndarray | None:
+    """Lists that were kept of n requests; None where there are none, or the file is damaged."""
     if not path.exists():
         return None
-    return read_table(path)["items"].to_numpy().astype(np.int64)
+    try:
+        lists = read_table(path, "items")["items"].to_numpy()
+        if lists.ndim != 2 or len(lists) != n:
+            raise KarmafunnelError(path, needs=f"lists of {n:,} requests", found=lists.shape)
+    except KarmafunnelError as error:
+        warn(f"{error}; it is made again")
+        return None
+    return lists.astype(np.int64)
 
 
 def write_lists(path: Path, lists: np.ndarray) -> None:

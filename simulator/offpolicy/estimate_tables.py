@@ -69,6 +69,16 @@ def warnings(found: Evaluation) -> list[str]:
             f"Weights are {found.off:.1f} standard errors above the mean that right propensities "
             "give them: those of the log are too small."
         )
+    if found.unfilled:
+        told.append(
+            f"The funnel has no candidate for {found.unfilled:.1%} of the slots that the log "
+            "filled. They earn nothing"
+            + (
+                "."
+                if found.model
+                else "; lists with one have weight 0, as have slots from there on."
+            )
+        )
     if found.model is not None:
         unseen = found.support["click"].unseen
         told.append(

@@ -25,6 +25,7 @@ from .support import Support
 
 Propensity = Literal["log", "estimated", "clicks"]
 FEWEST = 10.0  # effective requests below which an estimate is refused
+USERS = 10  # below which a bootstrap over users says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Evaluation:
     weight. off: by how many standard errors the weights are above the mean that right propensities
     give them. propensity: "log", "estimated" or "clicks". outside: the first request whose list the
     policy never shows. model: the click model, where weights are of clicks. stages: of the ratios
-    that weights are products of, where the logger's candidates are known.
+    that weights are products of, where the logger's candidates are known. unfilled: the share of
+    the logged slots for which the funnel has no candidate left.
     """
 
     rows: list[dict[str, Any]]
@@ -46,6 +48,7 @@ class Evaluation:
     outside: str | None = None
     model: ClickModel | None = None
     stages: Mapping[str, Support] = field(default_factory=dict)
+    unfilled: float = 0.0
 
 
 def evaluate(
@@ -71,9 +74,10 @@ def evaluate(
             else they could have been drawn from, `logger.py`.
 
     Raises:
-        KarmafunnelError: as `lists_of`; for another log than that of the Runs; where no list of the
-            log is one that the policy may show, so that every estimator is refused; where
-            propensities cannot be estimated, or no click model fitted.
+        KarmafunnelError: as `lists_of` and `guess`; for another log than that of the Runs, lists of
+            fewer than 10 users and lists that earned nothing; where no list of the log is one that
+            the policy may show, so that every estimator is refused; where propensities cannot be
+            estimated, or no click model fitted.
     """
     for one in (run, *([] if logger is None else [logger])):
         own_log = one.meta["log"]
@@ -83,10 +87,16 @@ def evaluate(
             raise KarmafunnelError(f"off-policy estimates of {one.name}", needs=needed, found=found)
     recorded = propensity == "log" and (logger is None or log.has("propensity"))
     lists = first(lists_of(run, log, reward, recorded), slots)
-    if not len(lists.item):
-        raise KarmafunnelError(
-            f"off-policy estimates on log {log.name}", needs="lists in the Run's window", found="0"
-        )
+    n, users = len(lists.item), len(np.unique(lists.cluster))
+    for short, needed, had in (
+        (not n, "lists in the Run's window", "0"),
+        (users < USERS, f"at least {USERS} users, over whom intervals are drawn", f"{users}"),
+        (not lists.reward.any(), f"lists that earned {reward}", f"none among {n:,}"),
+    ):
+        if short:
+            raise KarmafunnelError(
+                f"off-policy estimates on log {log.name}", needs=needed, found=had
+            )
     choice = choice_of(run, log, lists)
     who = f"off-policy estimates of {run.name} by {policy!r}"
     if propensity == "clicks":
@@ -153,9 +163,9 @@ def judge(
     if slot is not None:
         weights["slot"] = slot
     support = {kind: Support.of(x[:, -1], unseen) for kind, x in weights.items()}
-    told = guess(lists, choice, policy, seed)
+    model = guess(lists, choice, policy, seed, who)
     logged = Logged(
-        lists.reward, weights, lists.cluster, told.predicted, told.expected, told.direct
+        lists.reward, weights, lists.cluster, model.predicted, model.expected, model.direct
     )
     columns = zip(lists.propensity.T, lists.there.T, strict=True)
     uniform = all(np.allclose(column[there], column[there][:1]) for column, there in columns)
@@ -169,7 +179,13 @@ def judge(
     if all(refused.values()):
         support["list"].check(who, FEWEST, outside)
     found = estimates_of([logged], estimators, support, refused, resamples, seed)
-    return replace(found, off=float(off.max()), propensity=propensity, outside=outside)
+    return replace(
+        found,
+        off=float(off.max()),
+        propensity=propensity,
+        outside=outside,
+        unfilled=unfilled(lists, choice),
+    )
 
 
 def judge_clicks(
@@ -212,7 +228,10 @@ def judge_clicks(
     found = estimates_of(each, estimators, support, refused, resamples, seed)
     none = np.flatnonzero(told[0].held == 0)
     outside = str(lists.request_id[int(none[0])]) if len(none) else None
-    return replace(found, propensity="clicks", outside=outside, model=models[0].model)
+    short = unfilled(lists, choice)
+    return replace(
+        found, propensity="clicks", outside=outside, model=models[0].model, unfilled=short
+    )
 
 
 def estimates_of(
@@ -262,6 +281,12 @@ def first(lists: LoggedLists, slots: int | None) -> LoggedLists:
     """Those of the first so many slots."""
     cut = {name: getattr(lists, name)[:, :slots] for name in ("item", "propensity", "reward")}
     return replace(lists, **cut)
+
+
+def unfilled(lists: LoggedLists, choice: Choice) -> float:
+    """The share of the logged slots for which the funnel has no candidate left."""
+    number = np.isfinite(choice.candidates.score).sum(axis=1, keepdims=True)
+    return float((lists.there.cumsum(axis=1) > number)[lists.there].mean())
 
 
 def says_the_same(estimator: Estimator) -> bool:

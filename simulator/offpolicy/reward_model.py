@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
 
+from ...errors import KarmafunnelError
 from ...stages.policies import Policy
 from .reading import Choice, LoggedLists
 
@@ -28,15 +29,20 @@ class Guess:
     direct: np.ndarray
 
 
-def guess(lists: LoggedLists, choice: Choice, policy: Policy, seed: int = 0) -> Guess:
+def guess(
+    lists: LoggedLists, choice: Choice, policy: Policy, seed: int = 0, who: str = "reward model"
+) -> Guess:
     """Fit the model in folds of users and ask it about what was shown and what the policy would
     show.
+
+    Raises KarmafunnelError, naming `who`, for users of whom no others earned anything.
     """
     rng = np.random.default_rng([seed, 2])
     n, k = lists.item.shape
     score = choice.candidates.score
     known = np.isfinite(score)
-    middle, spread = float(score[known].mean()), float(score[known].std()) or 1.0
+    middle, spread = (score[known].mean(), score[known].std()) if known.any() else (0.0, 0.0)
+    spread = spread or 1.0
     own = (choice.own - middle) / spread
     other = np.where(known, (np.where(known, score, middle) - middle) / spread, 0.0)
     slot = np.broadcast_to(np.arange(k), (n, k))
@@ -47,8 +53,12 @@ def guess(lists: LoggedLists, choice: Choice, policy: Policy, seed: int = 0) -> 
         here = fold == one
         there = lists.there & ~here[:, None]
         earned = lists.reward[there]
-        if not here.any() or not earned.any():
+        if not here.any():
             continue
+        if not earned.any():
+            needed = "rewards of several users, to fit a model of them"
+            had = len(np.unique(lists.cluster[lists.reward.any(axis=1)]))
+            raise KarmafunnelError(who, needs=needed, found=f"those of {had}")
         model = PoissonRegressor(alpha=1e-4, max_iter=300)
         model.fit(design(slot[there], own[there], k), earned / earned.mean())
         of_slot, of_score = model.coef_[:k] + model.intercept_, model.coef_[k:]

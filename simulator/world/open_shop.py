@@ -4,7 +4,7 @@ same shoppers with the same luck.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
@@ -139,11 +139,28 @@ class Shop(Place):
             p = sigmoid(utility + bias)
             return browsing.marginal(Shown(p, np.zeros(p.shape), mask))
 
-        self.click_bias = bisected(lambda b: float(clicks(b).sum()) / n, self.marketplace.clicks)
+        def purchases(bias: float) -> float:
+            return float((looked * sigmoid(drive + bias)).sum()) / n
+
+        self.click_bias = self._bias("clicks", lambda b: float(clicks(b).sum()) / n)
         looked = clicks(self.click_bias)
-        self.buy_bias = bisected(
-            lambda b: float((looked * sigmoid(drive + b)).sum()) / n, self.marketplace.purchases
-        )
+        self.buy_bias = self._bias("purchases", purchases)
+
+    def _bias(self, name: str, rises: Callable[[float], float]) -> float:
+        """The bias at which so many clicks or purchases are expected; raises KarmafunnelError where
+        none is.
+        """
+        aim = getattr(self.marketplace, name)
+        bias = bisected(rises, aim)
+        if abs(found := rises(bias) - aim) > 1e-6 + 0.01 * aim:
+            most = "at most" if found < 0 else "at least"
+            raise KarmafunnelError(
+                "Marketplace",
+                what=name,
+                needs=f"{most} {found + aim:.4g} a request, what its wants and its lists allow",
+                found=f"{aim:.4g}",
+            )
+        return bias
 
     # -- the engine's side -------------------------------------------------------------------------
 
@@ -296,7 +313,7 @@ def open_shop(
 
     Raises:
         KarmafunnelError: impossible arguments, a catalogue smaller than a list, or one that fails a
-            check whose failure would change a figure.
+            check whose failure would change a figure; clicks or purchases that no bias gives.
     """
     who = "open_shop"
     if not isinstance(marketplace, Marketplace):

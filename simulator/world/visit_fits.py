@@ -141,9 +141,9 @@ def visiting(log: Log) -> Visiting:
     need_of(log, "visiting rate", "users", "clock")
     requests = fitted_requests(log)
     t, user = log.t[requests], log.user[requests]
-    day = (t - t[0]) // DAY
-    whole = int((t[-1] - t[0] + 1) // DAY)  # days that are there from start to end
+    whole = int((t[-1] - t[0] + 1) // DAY) if len(t) else 0  # there from start to end
     need("visiting rate", "whole days", DAYS, whole)
+    day = (t - t[0]) // DAY
     visits = np.unique(user[day < whole].astype(np.int64) * 100_000 + day[day < whole])
     who, when = visits // 100_000, visits % 100_000
     _, first, count = np.unique(who, return_index=True, return_counts=True)
