@@ -481,6 +481,12 @@ def test_a_world_brings_its_recipe_its_users_and_its_goods(
     assert told["record"]["marketplace"] == made_so
     assert "slots=10" in told["design"]  # lists as long as the shop's own
     assert (told["users"], told["items"]) == (110, 120)
+    meta = json.loads((made / "log.json").read_text())
+    del meta["world"]["users"]
+    (made / "log.json").write_text(json.dumps(meta))
+    (made / "digests.json").unlink()
+    done = CliRunner().invoke(main, ["abtest", *both, str(made), *few, "--force"])
+    assert done.exit_code == 1 and "world.users needs a whole number" in done.output, done.output
     plain = tmp_path / "plain"
     world = ["world", str(plain), "--items", "100", "--users", "30", "--requests", "100"]
     assert CliRunner().invoke(main, world).exit_code == 0

@@ -433,6 +433,9 @@ def test_slots_without_a_candidate_are_told(tmp_path: Path) -> None:
     found = evaluate(run, log, BestOrRandom())
     assert found.unfilled == 0.5
     assert "no candidate for 50.0% of the slots" in " ".join(warnings(found))
+    empty = Run(run.path, run.meta, run.lazy | {"slates": run.lazy["slates"].head(0)})
+    with pytest.raises(KarmafunnelError, match="needs candidates to draw from, found none in 400"):
+        evaluate(empty, log, BestOrRandom())
     told = evaluate(run, log, BestOrRandom(), slots=1)
     assert told.unfilled == 0 and "no candidate for" not in " ".join(warnings(told))
 

@@ -8,9 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse as sp
+from click.testing import CliRunner
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
-from karmafunnel.log import Catalogue, Log
+from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.simulator.world import World, generate
 from karmafunnel.simulator.world import world as worlds
 from karmafunnel.simulator.world.images import render
@@ -431,6 +433,27 @@ def test_pictures_are_written_where_the_items_say(tmp_path: Path) -> None:
     without = generate(items=60, users=5, requests=10)
     assert without.log.items["image"].null_count() == 60
     assert not without.log.has("images")
+
+
+def test_the_items_of_a_log_are_a_catalogue(tmp_path):
+    log = generate(items=100, users=20, requests=80).log
+    log.write(tmp_path / "log")
+    bare = log.items.with_columns(price=pl.lit(None, pl.Float64))
+    free = log.exposures.with_columns(
+        price_shown=pl.lit(None, pl.Float64), price_paid=pl.lit(None, pl.Float64)
+    )
+    Log.make(bare, log.requests, free, {"name": "bare"}).write(tmp_path / "bare")
+    few = ["--users", "5", "--requests", "20"]
+
+    def world(name):
+        call = ["world", str(tmp_path / "made"), "--catalogue", str(tmp_path / name), *few]
+        return CliRunner().invoke(main, call)
+
+    done = world("log")
+    assert done.exit_code == 0, done.output
+    assert set(read(tmp_path / "made").item_ids) <= set(log.item_ids)
+    done = world("bare")
+    assert done.exit_code == 1 and "needs a catalogue, or a log of at least 50 items with prices" in done.output
 
 
 def test_shoppers_live_on_no_catalogue_that_fails_a_check():

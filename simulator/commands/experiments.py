@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ...bounds import check_bound
 from ...files import EXPERIMENT
 from .parameters import (
     Number,
@@ -97,7 +98,8 @@ def asked(
         source = click.get_current_context().get_parameter_source
         for name in sizes:
             if source(name) is ParameterSource.DEFAULT:
-                sizes[name] = made.meta["world"][name]
+                sizes[name] = made.meta["world"].get(name)
+                check_bound(f"{world}/log.json", f"world_{name}", **{f"world.{name}": sizes[name]})
         if stock is None and made.name != "world":  # it lived on a catalogue
             stock = goods_of_world(made)
     cache = click.get_current_context().with_resource(cache_folder(no_cache))

@@ -177,11 +177,21 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
 
 
 def read_catalogue(path: Path | None) -> Catalogue | None:
-    """The catalogue, or the items of a log, in a folder; None without one."""
+    """The catalogue, or the items of a log, in a folder; None without one.
+
+    Raises KarmafunnelError for a log whose items no shop can sell.
+    """
     if path is None:
         return None
     found = read(path)
-    return Catalogue(found.items, found.meta)
+    if isinstance(found, Catalogue):
+        return found
+    from ..world.own_goods import goods
+
+    if (made := goods(found)) is None:
+        needed = "a catalogue, or a log of at least 50 items with prices"
+        raise KarmafunnelError(path, needs=needed, found=f"{found.name} without them")
+    return made
 
 
 @contextmanager

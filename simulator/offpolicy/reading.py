@@ -141,12 +141,17 @@ def own_policy(run: Run) -> Policy | None:
 def choice_of(run: Run, log: Log, lists: LoggedLists) -> Choice:
     """What the Run's list would be drawn from at the requests of the lists, and its scores of what
     was shown: the output of the last stage, or of the one before it where the last one draws.
+
+    Raises KarmafunnelError where the funnel offers nothing at any of them.
     """
     last = run.stages[-1 if own_policy(run) is None else -2]
     rows = pl.DataFrame({"request_id": lists.request_id}).with_row_index("row")
     number = pl.DataFrame({"item_id": log.item_ids}).with_row_index("item")
     slates = run.read("slates").filter(pl.col("stage") == last)
     slates = slates.join(rows, on="request_id", how="inner").join(number, on="item_id", how="inner")
+    if slates.is_empty():
+        needed, found = "candidates to draw from", f"none in {len(lists.item):,} requests"
+        raise KarmafunnelError(f"off-policy estimates of {run.name}", needs=needed, found=found)
     row, rank = slates["row"].to_numpy(), slates["rank"].to_numpy() - 1
     shape = (len(lists.item), max(int(rank.max(initial=-1)) + 1, 1))
     item, score = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf)

@@ -41,8 +41,7 @@ def guess(
     n, k = lists.item.shape
     score = choice.candidates.score
     known = np.isfinite(score)
-    middle, spread = (score[known].mean(), score[known].std()) if known.any() else (0.0, 0.0)
-    spread = spread or 1.0
+    middle, spread = float(score[known].mean()), float(score[known].std()) or 1.0
     own = (choice.own - middle) / spread
     other = np.where(known, (np.where(known, score, middle) - middle) / spread, 0.0)
     slot = np.broadcast_to(np.arange(k), (n, k))
