@@ -282,6 +282,7 @@ def test_sessions():
     assert within(found.goes_on, 0.4 * 0.5 + 0.4 * 0.2)
     lengths = np.unique(requests["session_id"][:-2].to_numpy(), return_counts=True)[1]
     assert found.longest == lengths.max() > 2
+    assert found.every[0].value + found.every[1].value == pytest.approx(found.goes_on.value)
     searched, browsed = found.after["click"]
     assert within(searched, 0.5) and browsed.value == 0
     assert found.after["purchase"][0].value == 0 and within(found.after["nothing"][1], 0.2)
@@ -497,5 +498,8 @@ def test_baskets_that_no_list_can_hold():
     found = like_log(log_of(asked(n, 100, rng), exposures, goods_of, label="purchase"))
     assert "of which its lists hold" in found.told["purchases"] and "no lists" in found.told["appeal"]
     assert found.told["prices"] == f"{TAKEN}the log has no lists"
+    # nothing but purchases was logged: sessions go on after any request as they do after these
+    sessions = found.marketplace.sessions
+    assert sessions.after_purchase == sessions.after_click == sessions.after_nothing
     assert found.marketplace.purchases > 3 and found.goods.items["category"].to_list()[:2] == [["0"], ["1"]]
     assert np.corrcoef(found.goods.items["quality"], np.log(share))[0, 1] > 0.3

@@ -323,13 +323,16 @@ def of_purchases(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
 
 
 def of_sessions(market: Marketplace, log: Log) -> tuple[Marketplace, str]:
-    """With the chances after each outcome that the log has enough of."""
+    """With the chances after each outcome that the log has enough of, and those after any request
+    for the others.
+    """
     found = going_on(log)
     if not found.after:
         needed, few = "requests of 20 users that led to one outcome", "too few of each"
         raise KarmafunnelError("fit", what="sessions", needs=needed, found=few)
     chances: dict[str, Any] = {}
-    for name, (searched, browsed) in found.after.items():
+    for name in ("purchase", "click", "nothing"):
+        searched, browsed = found.after.get(name, found.every)
         # half of those who browse on search for something else
         again = max(searched.value - browsed.value, 0.0)
         chances[f"after_{name}"] = (again, searched.value + browsed.value - again)

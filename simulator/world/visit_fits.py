@@ -45,12 +45,13 @@ def by_gaps(user: np.ndarray, t: np.ndarray) -> np.ndarray:
 class GoingOn:
     """Sessions: goes_on: the chance that a request is followed by another one, so that lengths are
     geometric; after: (searched, browsed) chances by what came before: "purchase", "click" (without
-    a purchase), "nothing". A case that a log has too few of is left out. longest: requests of the
-    longest one.
+    a purchase), "nothing". A case that a log has too few of is left out; every: the chances after
+    any request. longest: requests of the longest one.
     """
 
     goes_on: Figure
     longest: int
+    every: tuple[Figure, Figure]
     after: dict[str, tuple[Figure, Figure]]
 
 
@@ -68,14 +69,20 @@ def going_on(log: Log) -> GoingOn:
     searched = follows & queries[next_one]
     browsed, ones = follows & ~searched, np.ones(len(requests))
     whole = ratio("sessions", user, follows.astype(float), ones)
-    after = {}
-    for name, mine in outcomes(log, requests).items():
-        if mine.sum() >= EVENTS and len(np.unique(user[mine])) >= USERS:
-            after[name] = (
-                ratio("sessions", user[mine], searched[mine].astype(float), ones[mine]),
-                ratio("sessions", user[mine], browsed[mine].astype(float), ones[mine]),
-            )
-    return GoingOn(whole, int(np.bincount(session).max()), after)
+
+    def chances(mine: np.ndarray) -> tuple[Figure, Figure]:
+        """Of some of the requests: that a search follows, or browsing."""
+        whose, one = user[mine], ones[mine]
+        found = (ratio("sessions", whose, x[mine].astype(float), one) for x in (searched, browsed))
+        return next(found), next(found)
+
+    after = {
+        name: chances(mine)
+        for name, mine in outcomes(log, requests).items()
+        if mine.sum() >= EVENTS and len(np.unique(user[mine])) >= USERS
+    }
+    every = chances(np.ones(len(requests), dtype=bool))
+    return GoingOn(whole, int(np.bincount(session).max()), every, after)
 
 
 def outcomes(log: Log, requests: np.ndarray) -> dict[str, np.ndarray]:
