@@ -139,6 +139,7 @@ BAD = [
     (lambda: open_shop(Marketplace(), users=0), "open_shop: users needs .* found 0"),
     (lambda: open_shop(Marketplace(), items=10), "open_shop: items needs .* found 10"),
     (lambda: open_shop(Taste()), "open_shop: marketplace needs a Marketplace"),
+    (lambda: open_shop(Marketplace(), catalogue=3), "open_shop: catalogue needs a Catalogue"),
     (lambda: open_shop(Marketplace(), start=5), "open_shop: start needs a midnight, UTC"),
     (lambda: open_shop(Marketplace(), seed=-1), "open_shop: seed needs"),
     (

@@ -400,6 +400,24 @@ def test_estimates_that_nothing_carries_are_refused(logged: tuple[Log, Run]) -> 
     assert money.reward == pytest.approx(clicks.reward * (1.0 + clicks.item))
 
 
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"slots": -1}, "slots needs a whole number from 1"),
+        ({"slots": 1.5}, "slots needs a whole number from 1"),
+        ({"resamples": 0}, "resamples needs a whole number from 1"),
+        ({"seed": -1}, "seed"),
+        ({"reward": "sales"}, "reward needs one of"),
+        ({"propensity": "guessed"}, "propensity needs log or estimated or clicks, found 'guessed'"),
+        ({"policy": 0.5}, "policy needs a policy such as"),
+    ],
+)
+def test_bad_arguments(given: dict[str, object], needed: str, logged: tuple[Log, Run]) -> None:
+    log, run = logged
+    with pytest.raises(KarmafunnelError, match=needed):
+        evaluate(run, log, **{"policy": BestOrRandom(0.5), **given})
+
+
 @pytest.mark.parametrize("propensity", ["log", "clicks"])
 def test_logs_that_cannot_judge_are_refused(propensity: str, tmp_path: Path) -> None:
     log = uniform_log(slots=2, n=600)

@@ -108,8 +108,8 @@ class Experiment:
         Raises:
             KarmafunnelError: as `run` and `read`; for a split that leaves an arm without two users.
         """
-        check_arms(self.design.split.arms(np.arange(self.users)))
         shop, alone = self.opened(), None
+        check_arms(self.design.split.arms(np.arange(self.users)))
         sellers = sellers_of(shop)
         outcome = run(self.recipes, shop, self.design, self.kept("split"), say=say)
         if truth:

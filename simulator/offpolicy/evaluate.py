@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...errors import KarmafunnelError
+from ...bounds import check_bound, check_seed
+from ...errors import KarmafunnelError, quoted
 from ...log import Log
 from ...stages.policies import Policy
 from ..measure.intervals import interval, resample
@@ -74,11 +75,22 @@ def evaluate(
             else they could have been drawn from, `logger.py`.
 
     Raises:
-        KarmafunnelError: as `lists_of` and `guess`; for another log than that of the Runs, lists of
-            fewer than 10 users and lists that earned nothing; where no list of the log is one that
-            the policy may show, so that every estimator is refused; where propensities cannot be
-            estimated, or no click model fitted.
+        KarmafunnelError: as `lists_of` and `guess`; for bad arguments; for another log than that of
+            the Runs, lists of fewer than 10 users and lists that earned nothing; where no list of
+            the log is one that the policy may show, so that every estimator is refused; where
+            propensities cannot be estimated, or no click model fitted.
     """
+    who = "off-policy estimates"
+    check_seed(who, seed)
+    check_bound(who, "resamples", resamples=resamples)
+    if slots is not None:
+        check_bound(who, "slots", slots=slots)
+    if not isinstance(policy, Policy):
+        needed = "a policy such as BestOrRandom(0.0)"
+        raise KarmafunnelError(who, what="policy", needs=needed, found=quoted(policy))
+    if propensity not in get_args(Propensity):
+        needed = " or ".join(get_args(Propensity))
+        raise KarmafunnelError(who, what="propensity", needs=needed, found=quoted(propensity))
     for one in (run, *([] if logger is None else [logger])):
         own_log = one.meta["log"]
         if own_log.get("checksum") != log.checksum:

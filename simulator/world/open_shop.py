@@ -328,6 +328,9 @@ def open_shop(
     check_seed(who, seed)
     check_fits(who, {f"{items:,} items": 6e3 * items, f"{users:,} users": 2e3 * users})
     if catalogue is not None:
+        if not isinstance(catalogue, Catalogue):
+            found = quoted(catalogue)
+            raise KarmafunnelError(who, what="catalogue", needs="a Catalogue", found=found)
         require(catalogue)
     rng = np.random.default_rng([seed, 0])
     shelves = invent(items, rng) if catalogue is None else stock(catalogue, items, rng)
