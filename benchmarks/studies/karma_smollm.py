@@ -36,6 +36,8 @@ Setting = tuple[float, int | None, float]
 FIRST: Setting = (5e-5, None, 0.1)
 # by loss and objectives the best mean of HR@10, HR@50 and HR@200 on W2b; FIRST before its trials
 CHOSEN: dict[tuple[str, str], Setting] = {
+    ("pairwise", "action-only"): (2e-4, 6, 0.1),
+    ("pairwise", "+gen+rec"): (2e-4, 6, 0.1),  # that of the loss alone; no trial of its own
     ("catalogue softmax", "action-only"): (2e-4, 6, 0.1),
     ("catalogue softmax", "+gen+rec"): (2e-4, 6, 0.1),
 }
