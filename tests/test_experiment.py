@@ -163,6 +163,20 @@ def test_the_delta_method_is_the_bootstrap_by_user() -> None:
     assert (low, high) == pytest.approx(np.percentile(by_arm[1] / by_arm[0] - 1, [2.5, 97.5]), abs=0.03)
 
 
+def test_errors_of_few_users_are_not_too_small() -> None:
+    """Ten users an arm whose numbers of requests differ widely: 5.7% of ratios differ, 8.9% by the
+    delta method without leaving each user out.
+    """
+    rng, hits = np.random.default_rng(14), 0
+    for _ in range(3_000):
+        per = 1.0 + rng.poisson(3.0 * rng.gamma(0.5, 2.0, 20))
+        x = Outcomes(rng.poisson(rng.gamma(2.0, 0.5, 20) * per), per)
+        hits += effect(x.where(np.arange(20) < 10), x.where(np.arange(20) >= 10)).p < 0.05
+    assert 0.04 <= hits / 3_000 <= 0.07
+    alone = Outcomes(np.array([3.0, 0.0, 0.0]), np.array([6.0, 0.0, 0.0]))
+    assert alone.values.tolist() == [0.5] * 3
+
+
 def test_fieller_covers_a_lift_over_a_control_near_0() -> None:
     rng, covered = np.random.default_rng(4), 0
     for _ in range(1_000):
@@ -197,24 +211,29 @@ def test_cuped_corrects_both_arms_and_the_lift() -> None:
     control, treated = halves(money(rng, 2_000, visits=True), rng, share=0.3)
     found = effect(control, treated)
     # theta and the figures from sums over users, without matrices
-    past = np.concatenate([control.before, treated.before]).sum() / np.concatenate([control.before_per, treated.before_per]).sum()
-    y, x = [], []
+    y = []
     for arm in (control, treated):
-        ratio = arm.total.sum() / arm.per.sum()
-        y.append(ratio + (arm.total - ratio * arm.per) / arm.per.mean())
-        x.append((arm.before - past * arm.before_per) / np.concatenate([control.before_per, treated.before_per]).mean())
+        ratio, n = arm.total.sum() / arm.per.sum(), len(arm)
+        without = (arm.total.sum() - arm.total) / (arm.per.sum() - arm.per)
+        y.append(ratio + (n - 1) * (without.mean() - without))
+    before = np.concatenate([control.before, treated.before])
+    visits = np.concatenate([control.before_per, treated.before_per])
+    without = (before.sum() - before) / (visits.sum() - visits)
+    x = np.split((len(before) - 1) * (without.mean() - without), [len(control)])
     theta = sum(np.cov(a, b)[0, 1] / len(a) for a, b in zip(y, x, strict=True)) / sum(b.var(ddof=1) / len(b) for b in x)
     everyone = np.concatenate(x).mean()
     figures = [a.mean() - theta * (b.mean() - everyone) for a, b in zip(y, x, strict=True)]
     assert (found.control, found.treated) == pytest.approx(figures, rel=1e-9)
     each = [(a - theta * b).var(ddof=1) / len(a) for a, b in zip(y, x, strict=True)]
-    assert found.error == pytest.approx(math.sqrt(sum(each)), rel=1e-9)
+    estimated = (len(before) - 2) / (len(before) - 3)  # theta, besides two means
+    assert found.error == pytest.approx(math.sqrt(sum(each) * estimated), rel=1e-9)
     # at the ends of the lift's interval treated - ratio * control is just significant
     n, m = len(control), len(treated)
     for end in found.lift_interval:
         ratio = 1 + end
         k = theta * (n + ratio * m) / (n + m)
         variance = (ratio * y[0] - k * x[0]).var(ddof=1) / n + (y[1] - k * x[1]).var(ddof=1) / m
+        variance *= estimated
         off = found.treated - ratio * found.control
         assert abs(off) == pytest.approx(found.quantile * math.sqrt(variance), rel=1e-9)
 
@@ -307,6 +326,45 @@ def test_a_planted_effect_is_found_as_often_as_planned(cuped: bool) -> None:
     assert low <= found / 600 <= high
 
 
+@pytest.mark.parametrize("kind", ["mean", "ratio with CUPED"])
+def test_a_planted_lift_is_found_as_often_as_planned(kind: str) -> None:
+    """A lift multiplies what the treated do: a plan for an amount promises more than is found."""
+    rng, n, visits = np.random.default_rng(15), 4_000, kind != "mean"
+    past = money(rng, 200_000, visits=visits)
+    past = past if visits else Outcomes(past.total)
+    plan = Plan.of(past, share=0.4, lift=True)
+    planted = plan.smallest_effect(n, power=0.7)
+    assert plan.power(planted, n) == pytest.approx(0.7)
+    promised = Plan.of(past, share=0.4).power(planted * plan.mean, n)
+    found = 0
+    for _ in range(600):
+        x = money(rng, n, visits=visits)
+        control, treated = halves(x if visits else Outcomes(x.total), rng, share=0.4)
+        columns = treated.columns()
+        columns["total"] = columns["total"] * (1 + planted)
+        found += effect(control, Outcomes(**columns)).p < 0.05
+    low, high = binomial(600, 0.7, 0.99)
+    assert low <= found / 600 <= high < promised
+
+
+def test_lifts_by_hand() -> None:
+    # users of 1 or 3 with a mean of 2: twice as much varies four times as much
+    plan = Plan.of(Outcomes(np.array([1.0, 3.0] * 50)), lift=True)
+    assert plan == Plan(plan.variance, mean=2.0) and plan.variance == pytest.approx(100 / 99)
+    assert plan.error(1_000, 1.0) ** 2 == pytest.approx(plan.variance * (2 + 2 * 4) / 1_000)
+    for users, power in ((50, 0.8), (3_000, 0.4)):
+        lift = plan.smallest_effect(users, power)
+        assert plan.users(lift, power) in (users, users + 1)
+    half = Plan(plan.variance, mean=2.0, correlation=0.8)
+    # CUPED with one theta for both arms, which are 1 and 3 times as large
+    left = min(np.mean([(1 - t * 0.8) ** 2 + t**2 * 0.36, (3 - t * 0.8) ** 2 + t**2 * 0.36]) for t in np.linspace(0, 3, 3001))
+    assert half.per_user(2.0) == pytest.approx(plan.variance * 4 * left, rel=1e-6)
+    # a lift never shows where even the treated's own figure may be 0
+    assert Plan(4.0, mean=1.0).smallest_effect(60) == math.inf
+    assert Plan(4.0, mean=1.0).power(1e9, 60) < 0.8 < Plan(4.0, mean=1.0).power(1e9, 70)
+    assert plan.power(-0.1, 500) > plan.power(0.1, 500)
+
+
 def test_power_users_and_effects_agree() -> None:
     plan = Plan(4.0)
     # Cohen: 2 * (1.96 + 0.8416)**2 * variance / effect**2 in each arm
@@ -317,7 +375,7 @@ def test_power_users_and_effects_agree() -> None:
             assert plan.power(plan.smallest_effect(users, power), users) == pytest.approx(power)
     assert plan.power(0.0, 500) == pytest.approx(0.05)
     assert plan.power(-0.2, 500) == plan.power(0.2, 500)
-    assert Plan(4.0, correlation=0.6).users(0.5) == math.ceil(plan.per_user * 0.64 * 7.8488797 / 0.25)
+    assert Plan(4.0, correlation=0.6).users(0.5) == math.ceil(plan.per_user() * 0.64 * 7.8488797 / 0.25)
     assert Plan(4.0, share=0.1).users(0.5) > 2.7 * plan.users(0.5)
     assert repr(Plan(np.float64(4.0), correlation=0.6)) == "Plan(variance=4.0, correlation=0.6)"
 
@@ -538,6 +596,8 @@ BAD = {
     "a past that says all": (lambda: Plan(1.0, correlation=1.0), "Plan: correlation needs a number from"),
     "no effect": (lambda: Plan(1.0).users(0.0), "Plan: effect needs a number other than 0"),
     "NaN as an effect": (lambda: Plan(1.0).power(math.nan, 10), "Plan: effect needs a number from"),
+    "a lift of nothing": (lambda: Plan(1.0, mean=0.0), "Plan: mean needs a number other than 0"),
+    "less than nothing": (lambda: Plan(1.0, mean=2.0).power(-1.5, 10), "Plan: effect needs a lift of at least -1"),
     "no users": (lambda: Plan(1.0).power(1.0, 0), "Plan: users needs a whole number"),
     "power below chance": (lambda: Plan(1.0).users(1.0, 0.04), "Plan: power needs more than 0.05"),
     "a past that does not vary": (lambda: Plan.of(Outcomes(np.ones(9))), "Plan: needs users whose outcomes vary, found 9 users with the same outcome"),

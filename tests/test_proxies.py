@@ -74,5 +74,10 @@ def test_a_shop_tells_of_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(false_alarms, "USERS", 200)
     told = false_alarms.tell(5)
     assert set(told["alarms"]) == set(false_alarms.FIGURES)
-    assert told["lift"] > 0 and not told["mismatch"]
+    assert told["lift"]["by a lift"] > told["lift"]["by an amount"] > 0 and not told["mismatch"]
+    assert set(told["splits"]) == set(false_alarms.FIGURES) and told["users"] < 200
+    assert 0 < sum(told["splits"].values()) < 6 * 0.3
+    rows = false_alarms.table_of([told, told]).rows
+    assert len(rows) == 8 and all(len(row) == 5 for row in rows)
+    assert false_alarms.mean_share([0.0, 0.1]) == "5.0% [-58.5%, 68.5%]"
     assert false_alarms.share([True, False, False, False]).startswith("25.0% [0.6%, 80.6%]")

@@ -4,10 +4,12 @@
 
 Four hundred small shops, each with users of its own, whose two arms are both served by the shop's
 engine. A test of size 5% should find a difference in 5% of them when it looks once, at the end, and
-in at most 5% when it looks every day with always-valid intervals. Then the treated users pay more,
-by as much as the power calculator says is found with a power of 80%: all of them by one amount, so
-that their figures vary as before, as the calculator assumes; or each by a share of what they pay,
-which also makes their figures vary more. The share that is found stands beside what it predicts.
+in at most 5% when it looks every day with always-valid intervals. As no arm does anything, users can
+be split as often as one likes: many more splits of each shop tell luck from errors that are too
+small. Then the treated users pay more, by as much as the power calculator says is found with a power
+of 80%: all of them by one amount, so that their figures vary as before; or each by a lift, a share
+of what they pay, which also makes their figures vary more. The share that is found stands beside
+what it predicts.
 
 Each twenty shops are kept in OUT/runs under a hash of the code, so that the same command goes on.
 Writes false_alarms.md.
@@ -31,7 +33,8 @@ from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import code_of, content_key
 from karmafunnel.simulator.experiment import figures_by_arm as figures
 from karmafunnel.simulator.experiment.arms import Books, Design, Outcome
-from karmafunnel.simulator.experiment.figures_by_arm import FIGURES, Line, read
+from karmafunnel.simulator.experiment.effects import effect
+from karmafunnel.simulator.experiment.figures_by_arm import FIGURES, Line, Sums, read
 from karmafunnel.simulator.experiment.power import Plan
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
@@ -44,7 +47,8 @@ SHOPS, BLOCK = 400, 20
 ITEMS, USERS = 300, 500
 DESIGN = Design(days=7, before=7, retrain=0)
 PLANTED = "GMV a user"
-WAYS = ("by an amount", "by a share")
+WAYS = ("by an amount", "by a lift")
+SPLITS = 25  # more of them of each shop
 
 
 def outcome_of(seed: int) -> Outcome:
@@ -86,21 +90,36 @@ def tell(seed: int) -> dict[str, Any]:
     """What one shop tells: of each figure without a difference, and of one with."""
     outcome, sellers = outcome_of(seed), np.arange(ITEMS)
     level = read(outcome, DESIGN, sellers)
-    sums = figures.Sums(outcome, DESIGN.days)
-    past = sums.outcomes("gmv", None)
-    plan = Plan.of(past, float((sums.arm == 1).mean()))
-    amount = plan.smallest_effect(len(past))
-    lift = amount / float(past.values.mean())
-    told = {}
-    for way, more in zip(WAYS, (amount, lift), strict=True):
-        lines = read(planted(outcome, more, way == WAYS[1]), DESIGN, sellers).lines
-        told[way] = found(next(line for line in lines if line.name == PLANTED))
+    told, lifts = {}, {}
+    line = next(line for line in level.lines if line.name == PLANTED)
+    assert line.smallest is not None and line.smallest_lift is not None
+    sums = Sums(outcome, DESIGN.days)
+    mean = float(sums.summed("gmv").mean())
+    for way, more in zip(WAYS, (line.smallest, line.smallest_lift), strict=True):
+        if np.isfinite(more):
+            lines = read(planted(outcome, more, way == WAYS[1]), DESIGN, sellers).lines
+            told[way] = found(next(line for line in lines if line.name == PLANTED))
+            lifts[way] = more if way == WAYS[1] else more / mean
     return {
         "alarms": {line.name: found(line) for line in level.lines if line.name in FIGURES},
+        "splits": alarms_of_splits(sums, seed),
         "planted": told,
-        "lift": lift,
+        "lift": lifts,
+        "users": len(sums.users),
         "mismatch": level.ratio.mismatch,
     }
+
+
+def alarms_of_splits(sums: Sums, seed: int) -> dict[str, float]:
+    """Of each figure, the share of further splits of a shop's users that find a difference."""
+    rng = np.random.default_rng([seed, 1])
+    arms = [rng.permutation(sums.arm) for _ in range(SPLITS)]
+    shares = {}
+    for name, (total, per) in FIGURES.items():
+        whole = sums.outcomes(total, per)
+        pairs = [(whole.where(arm == 0), whole.where(arm == 1)) for arm in arms]
+        shares[name] = float(np.mean([effect(a, b).p < 0.05 for a, b in pairs]))
+    return shares
 
 
 def kept(block: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -121,22 +140,35 @@ def share(hits: list[bool]) -> str:
     return f"{k / n:.1%} [{low:.1%}, {high:.1%}]"
 
 
+def mean_share(shares: list[float]) -> str:
+    """The mean of shops' shares with its 95% interval, shops drawn at random."""
+    mean = float(np.mean(shares))
+    half = stats.t.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5
+    return f"{mean:.1%} [{mean - half:.1%}, {mean + half:.1%}]"
+
+
 def table_of(told: list[dict[str, Any]]) -> Table:
     """One row a figure."""
-    heads = ["figure", "once, at the end", "every day, always valid", "every day, fixed horizon"]
+    heads = ["figure", "once, at the end", f"{SPLITS} splits a shop", "every day, always valid"]
+    heads.append("every day, fixed horizon")
     ways = ("once", "always valid", "peeking")
-    rows = [
-        [name, *(share([one["alarms"][name][way] for one in told]) for way in ways)]
-        for name in FIGURES
+    rows = []
+    for name in FIGURES:
+        once, *looks = (share([one["alarms"][name][way] for one in told]) for way in ways)
+        rows.append([name, once, mean_share([one["splits"][name] for one in told]), *looks])
+    below = [
+        f"{len(told)} shops of {USERS} users, of whom {np.mean([x['users'] for x in told]):.0f} come "
+        f"in {DESIGN.days} days after {DESIGN.before}; the last column is what happens to those who "
+        "peek without such intervals.",
+        f"{SPLITS} splits a shop: looked at once, at the end; the interval is over shops.",
     ]
     for name in WAYS:
-        hits = [share([one["planted"][name][way] for one in told]) for way in ways]
-        rows.append([f"{PLANTED}, more {name}: predicted 80.0%", *hits])
-    mean = float(np.mean([one["lift"] for one in told]))
-    below = [
-        f"{len(told)} shops of {USERS} users, {DESIGN.days} days after {DESIGN.before}; "
-        "the last column is what happens to those who peek without such intervals.",
-        f"planted: treated users pay {mean:.0%} more on average.",
+        some = [one for one in told if name in one["planted"]]
+        once, *looks = (share([one["planted"][name][way] for one in some]) for way in ways)
+        rows.append([f"{PLANTED}, more {name}: predicted 80.0%", once, "n/a", *looks])
+        more = float(np.median([one["lift"][name] for one in some]))
+        below.append(f"{name}: {more:.0%} of what users pay in the median of {len(some)} shops.")
+    below += [
         f"sample ratio mismatches: {sum(one['mismatch'] for one in told)}.",
     ]
     return Table(heads, rows, title="share of tests that find a difference", below=below)

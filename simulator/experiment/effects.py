@@ -2,8 +2,9 @@
 horizon and under daily looks.
 
 Users are the units, as they are what was split. A ratio of sums is linearised by user (the delta
-method, Deng et al. 2018, arXiv 1803.06336). A figure of the same users from before the experiment
-takes out what it explains (CUPED, Deng et al. 2013).
+method, Deng et al. 2018, arXiv 1803.06336), by what it would be without that user (the jackknife,
+Tukey 1958), which is less sure of itself where few users have much of what is divided by. A figure
+of the same users from before the experiment takes out what it explains (CUPED, Deng et al. 2013).
 """
 
 from __future__ import annotations
@@ -163,11 +164,15 @@ def two_sided_p(value: float, error: float, freedom: float) -> float:
 
 
 def linearised(total: np.ndarray, per: np.ndarray | None) -> np.ndarray:
-    """The ratio of sums plus each user's influence on it: (n_users,). The totals without `per`."""
+    """The ratio of sums plus (n - 1) times what each user adds to it, against the ratio without
+    that user, centred: (n_users,). The totals without `per`.
+    """
     if per is None:
         return total
-    ratio = total.sum() / per.sum()
-    return ratio + (total - ratio * per) / per.mean()
+    n, ratio, others = len(per), total.sum() / per.sum(), per.sum() - per
+    left = np.where(others > 0, others, np.inf)  # without anybody else there is no ratio
+    influence = (n - 1) * (total - ratio * per) / left
+    return np.asarray(ratio + influence - influence.mean())
 
 
 def effect(control: Outcomes, treated: Outcomes, confidence: float = 0.95) -> Effect:
@@ -204,6 +209,8 @@ def effect(control: Outcomes, treated: Outcomes, confidence: float = 0.95) -> Ef
     to_control, to_treated = theta * m / (n + m), theta * n / (n + m)
     weights = np.array([[1, -to_control, 0, to_control], [0, to_treated, 1, -to_treated]])
     figures, errors = weights @ means, weights @ spread @ weights.T
+    if theta:  # was estimated, as both arms' means were
+        errors *= (n + m - 2) / (n + m - 3)
     left = errors[0, 0] + errors[1, 1] - 2 * errors[0, 1]
     return Effect(
         control=float(figures[0]),

@@ -30,8 +30,9 @@ FILLED = "slots filled"
 @dataclass(frozen=True, eq=False)
 class Line:
     """A figure: the effect at the end; looks and always-valid intervals (n_days, 2) day by day;
-    the smallest true difference that so many users show with a power of 80%; what the two arms
-    would differ by if each recipe served all users (None: not simulated).
+    the smallest true difference that so many users show with a power of 80%, as an amount that every
+    treated user does more, and as a lift; what the two arms would differ by if each recipe served
+    all users (None: not simulated).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Line:
     looks: list[Effect]
     always: np.ndarray
     smallest: float | None
+    smallest_lift: float | None
     truth: float | None = None
 
 
@@ -133,7 +135,7 @@ def read(
         arms = sums.arm[there]
         if np.bincount(arms, minlength=2).min() >= 2:
             found_back = effect(back.where(arms == 0), back.where(arms == 1), confidence)
-            lines.append(Line(BACK, found_back, [], np.empty((0, 2)), None, truths.get(BACK)))
+            lines.append(Line(BACK, found_back, [], np.empty((0, 2)), None, None, truths.get(BACK)))
     room = np.bincount(sums.arm, sums.summed("requests"), minlength=2) * design.slots
     return Result(lines, design.split.check(sums.arm), shops(outcome.items, sellers, room))
 
@@ -160,12 +162,15 @@ def line(
     pair = [whole.where(sums.arm == arm) for arm in (0, 1)]
     there_at_once = np.bincount(sums.arm[sums.arrived == 0], minlength=2).min() >= 2
     looks = daily(each, sums.arm, sums.arrived, confidence=confidence) if there_at_once else []
-    smallest = None
+    smallest = smallest_lift = None
     if np.ptp(whole.values) > 0:
-        plan = Plan.of(whole, float((sums.arm == 1).mean()), confidence)
-        smallest = plan.smallest_effect(len(whole))
+        share, n = float((sums.arm == 1).mean()), len(whole)
+        smallest = Plan.of(whole, share, confidence).smallest_effect(n)
+        if whole.values.mean():
+            smallest_lift = Plan.of(whole, share, confidence, lift=True).smallest_effect(n)
     always = always_valid(looks) if looks else np.empty((0, 2))
-    return Line(name, effect(pair[0], pair[1], confidence), looks, always, smallest, truth)
+    whole_effect = effect(pair[0], pair[1], confidence)
+    return Line(name, whole_effect, looks, always, smallest, smallest_lift, truth)
 
 
 def truth(alone: tuple[Outcome, Outcome], design: Design) -> dict[str, float]:

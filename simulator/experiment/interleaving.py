@@ -8,6 +8,7 @@ experiment with arms (Chapelle et al. 2012).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,7 @@ from scipy import stats
 from ...bounds import check_bound, check_switch
 from ...errors import KarmafunnelError
 from ...typed import Typed
-from .effects import ROUNDING, Outcomes, half_widths, two_sided_p
+from .effects import ROUNDING, half_widths, two_sided_p
 
 BLOCK = 8_192  # requests whose lists are compared at once
 SIDES = ("A", "B")
@@ -275,10 +276,11 @@ def preference(score: np.ndarray, user: np.ndarray, confidence: float = 0.95) ->
     if len(requests) < 2:
         found = f"{len(requests)}"
         raise KarmafunnelError("preference", needs="at least 2 users", found=found)
-    by_user = Outcomes(np.bincount(user, weights=score), requests)
+    gaps = np.bincount(user, weights=score - score.mean())
+    squares = float((gaps**2).sum()) if np.ptp(score) else 0.0
     return Preference(
         value=float(score.mean()),
-        error=float(by_user.values.std(ddof=1) / np.sqrt(len(requests))),
+        error=math.sqrt(squares * len(requests) / (len(requests) - 1)) / len(score),
         requests=len(score),
         users=len(requests),
         decided=float((score != 0).mean()),

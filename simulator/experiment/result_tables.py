@@ -9,7 +9,7 @@ from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .arms import Design
 from .duel import Duel
-from .figures_by_arm import FILLED, Line, Result
+from .figures_by_arm import BACK, FILLED, Line, Result
 from .interleaving import SIDES
 
 FULL = 0.9  # share of slots below which lists are said to be short
@@ -20,13 +20,13 @@ def lines_table(result: Result, design: Design) -> Table:
     every day, as a share of the control's, and what it is in truth.
     """
     true = any(line.truth is not None for line in result.lines)
-    heads = ["figure", "control", "treated", "difference", "always valid", "lift", "smallest found"]
+    heads = ["figure", "control", "treated", "difference", "always valid", "lift"]
+    heads += ["smallest found", "as a lift"]
     rows: list[list[str | Cell]] = []
     for line in result.lines:
         effect = line.effect
         low, high = effect.lift_interval
         lift = {"difference": as_known(effect.lift), "low": low, "high": high}
-        smallest = "n/a" if line.smallest is None else number(line.smallest)
         row: list[str | Cell] = [
             line.name,
             number(effect.control),
@@ -34,18 +34,23 @@ def lines_table(result: Result, design: Design) -> Table:
             valued(difference(line), signed=True),
             always(line),
             valued(lift, signed=True),
-            smallest,
+            "n/a" if line.smallest is None else number(line.smallest),
+            smallest_lift(line),
         ]
         rows.append([*row, "n/a" if line.truth is None else number(line.truth)] if true else row)
     below = [
         "difference: treated less control, with its 95% interval if it is looked at once, at the "
         "end; CUPED takes out what users did before.",
         "always valid: its interval at the end, if one looks every day and may stop at any time.",
-        "smallest found: the true difference that so many users show with a power of 80%.",
+        "smallest found: the true difference that so many users show with a power of 80%, if it is "
+        "the same amount for every treated user; as a lift: if it multiplies what each of them does, "
+        "so that they also vary more.",
         "expected: what the lists shown were worth, without the chance of clicks; no shop sees it.",
     ]
     if not any(line.looks for line in result.lines):
         below.append("No interval by day: on the first day an arm had fewer than two users.")
+    if any(line.name == BACK for line in result.lines):
+        below.append(f"{BACK}: in the second half, of those of the first; known at the end alone.")
     if true:
         below.append("truth: the difference of two shops, each served by one recipe alone.")
     counts = result.ratio.counts
@@ -63,6 +68,13 @@ def difference(line: Line) -> dict[str, Any]:
     low, high = line.effect.interval
     better = line.effect.p < 1 - line.effect.confidence
     return {"difference": line.effect.value, "low": low, "high": high, "better": better}
+
+
+def smallest_lift(line: Line) -> str:
+    """The smallest lift that is found, as a share of the control's figure."""
+    if line.smallest_lift is None:
+        return "n/a"
+    return f"{line.smallest_lift:+.1%}" if math.isfinite(line.smallest_lift) else "none"
 
 
 def always(line: Line) -> str:
@@ -90,6 +102,7 @@ def as_told(result: Result, design: Design) -> dict[str, Any]:
             "always_valid": [as_known(x) for x in line.always[-1]] if len(line.always) else None,
             "unexplained": line.effect.unexplained,
             "smallest": line.smallest,
+            "smallest_lift": None if line.smallest_lift is None else as_known(line.smallest_lift),
             "truth": line.truth,
         }
         lines.append(told)
@@ -106,7 +119,10 @@ def as_known(x: float) -> float | None:
 def shops_table(result: Result) -> Table:
     """What the arms did to the shop."""
     rows = [[name, *(number(one[name]) for one in result.shops)] for name in result.shops[0]]
-    below = ["One figure an arm and no interval: arms share one shop."]
+    below = [
+        "No interval: a resample of users shows fewer different items, and fewer sellers sell, than "
+        "with all users. The arm with more users shows more items."
+    ]
     return Table(["of the shop", "control", "treated"], rows, below=below)
 
 
