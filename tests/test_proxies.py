@@ -70,9 +70,8 @@ def test_a_planted_effect_raises_the_money_of_the_treated_alone() -> None:
     assert more.users["gmv"].to_list() == [1.0, 2.5, 3.0, 4.0]
 
 
-def test_a_shop_tells_of_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(false_alarms, "USERS", 200)
-    told = false_alarms.tell(5)
+def test_a_shop_tells_of_every_figure() -> None:
+    told = false_alarms.tell(5, users=200)
     assert set(told["alarms"]) == set(false_alarms.FIGURES)
     assert told["lift"]["by a lift"] > told["lift"]["by an amount"] > 0 and not told["mismatch"]
     assert set(told["splits"]) == set(false_alarms.FIGURES) and told["users"] < 200

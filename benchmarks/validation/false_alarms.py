@@ -4,12 +4,12 @@
 
 Four hundred small shops, each with users of its own, whose two arms are both served by the shop's
 engine. A test of size 5% should find a difference in 5% of them when it looks once, at the end, and
-in at most 5% when it looks every day with always-valid intervals. As no arm does anything, users can
-be split as often as one likes: many more splits of each shop tell luck from errors that are too
-small. Then the treated users pay more, by as much as the power calculator says is found with a power
-of 80%: all of them by one amount, so that their figures vary as before; or each by a lift, a share
-of what they pay, which also makes their figures vary more. The share that is found stands beside
-what it predicts.
+in at most 5% when it looks every day with always-valid intervals. As no arm does anything, users
+can be split as often as one likes: many more splits of each shop tell luck from errors that are too
+small. Then the treated users pay more, by as much as the power calculator says is found with a
+power of 80%: all of them by one amount, so that their figures vary as before; or each by a lift, a
+share of what they pay, which also makes their figures vary more. The share that is found stands
+beside what it predicts.
 
 Each twenty shops are kept in OUT/runs under a hash of the code, so that the same command goes on.
 Writes false_alarms.md.
@@ -35,7 +35,6 @@ from karmafunnel.simulator.experiment import figures_by_arm as figures
 from karmafunnel.simulator.experiment.arms import Books, Design, Outcome
 from karmafunnel.simulator.experiment.effects import effect
 from karmafunnel.simulator.experiment.figures_by_arm import FIGURES, Line, Sums, read
-from karmafunnel.simulator.experiment.power import Plan
 from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.marketplace import Marketplace
@@ -51,10 +50,10 @@ WAYS = ("by an amount", "by a lift")
 SPLITS = 25  # more of them of each shop
 
 
-def outcome_of(seed: int) -> Outcome:
+def outcome_of(seed: int, users: int) -> Outcome:
     """A shop of its own, served by its engine in both arms."""
-    shop = open_shop(Marketplace(), items=ITEMS, users=USERS, seed=seed)
-    arms = replace(DESIGN, seed=seed).split.arms(np.arange(USERS))
+    shop = open_shop(Marketplace(), items=ITEMS, users=users, seed=seed)
+    arms = replace(DESIGN, seed=seed).split.arms(np.arange(users))
     books = Books(arms, shop.items.height)
     for day in range(DESIGN.before + DESIGN.days):
         for visits in shop.day(day):
@@ -86,9 +85,9 @@ def found(line: Line) -> dict[str, bool]:
     return {"once": once, "always valid": ever, "peeking": peeked}
 
 
-def tell(seed: int) -> dict[str, Any]:
+def tell(seed: int, users: int = USERS) -> dict[str, Any]:
     """What one shop tells: of each figure without a difference, and of one with."""
-    outcome, sellers = outcome_of(seed), np.arange(ITEMS)
+    outcome, sellers = outcome_of(seed, users), np.arange(ITEMS)
     level = read(outcome, DESIGN, sellers)
     told, lifts = {}, {}
     line = next(line for line in level.lines if line.name == PLANTED)
@@ -122,13 +121,13 @@ def alarms_of_splits(sums: Sums, seed: int) -> dict[str, float]:
     return shares
 
 
-def kept(block: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def kept(block: int, users: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     """What the shops of a block tell, from the folder if it has them."""
     code = code_of(Marketplace(), DESIGN, by=(__name__, figures.__name__))
-    path = folder / f"{content_key(code, ITEMS, USERS, repr(DESIGN), seed, block)}.json"
+    path = folder / f"{content_key(code, ITEMS, users, repr(DESIGN), seed, block)}.json"
     if not path.exists():
         first = (seed * 1_000_003 + block * BLOCK) % 2**31
-        write_json(path, [tell(first + i) for i in range(BLOCK)])
+        write_json(path, [tell(first + i, users) for i in range(BLOCK)])
     told: list[dict[str, Any]] = read_json(path)
     return told
 
@@ -147,7 +146,7 @@ def mean_share(shares: list[float]) -> str:
     return f"{mean:.1%} [{mean - half:.1%}, {mean + half:.1%}]"
 
 
-def table_of(told: list[dict[str, Any]]) -> Table:
+def table_of(told: list[dict[str, Any]], users: int = USERS) -> Table:
     """One row a figure."""
     heads = ["figure", "once, at the end", f"{SPLITS} splits a shop", "every day, always valid"]
     heads.append("every day, fixed horizon")
@@ -156,10 +155,11 @@ def table_of(told: list[dict[str, Any]]) -> Table:
     for name in FIGURES:
         once, *looks = (share([one["alarms"][name][way] for one in told]) for way in ways)
         rows.append([name, once, mean_share([one["splits"][name] for one in told]), *looks])
+    came = np.mean([one["users"] for one in told])
     below = [
-        f"{len(told)} shops of {USERS} users, of whom {np.mean([x['users'] for x in told]):.0f} come "
-        f"in {DESIGN.days} days after {DESIGN.before}; the last column is what happens to those who "
-        "peek without such intervals.",
+        f"{len(told)} shops of {users:,} users, of whom {came:,.0f} come in {DESIGN.days} days "
+        f"after {DESIGN.before}; the last column is what happens to those who peek without such "
+        "intervals.",
         f"{SPLITS} splits a shop: looked at once, at the end; the interval is over shops.",
     ]
     for name in WAYS:
@@ -177,18 +177,19 @@ def table_of(told: list[dict[str, Any]]) -> Table:
 @click.command(cls=OneLineErrors)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--shops", type=click.IntRange(BLOCK, 100_000), default=SHOPS, help="How many.")
+@click.option("--users", type=click.IntRange(100, 1_000_000), default=USERS, help="Of a shop.")
 @click.option("--seed", type=click.IntRange(0, 1000), default=0, help="Of all shops.")
-def main(out: Path, shops: int, seed: int) -> None:
+def main(out: Path, shops: int, users: int, seed: int) -> None:
     """Run A/A tests in simulated shops, and tests of an effect that was planted."""
     console, began = Console(stderr=True), time.perf_counter()
     folder = out / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     told: list[dict[str, Any]] = []
     for block in range(shops // BLOCK):
-        told += kept(block, seed, folder)
+        told += kept(block, users, seed, folder)
         seconds = time.perf_counter() - began
         console.print(f"{len(told)} of {shops} shops, {seconds:,.0f} s", style="dim")
-    table = table_of(told)
+    table = table_of(told, users)
     print_table(table, Console())
     words = shlex.join(sys.argv[1:])
     made_by = (

@@ -10,8 +10,20 @@ from typing import Literal
 import click
 
 from ...errors import KarmafunnelError
+from ...files import PAGE
 from ..offpolicy import REWARDS
-from .parameters import Number, folder, json_flag, open_log, out, seed_option, verbose_flag
+from .parameters import (
+    Number,
+    claimed,
+    err,
+    folder,
+    json_flag,
+    open_log,
+    out,
+    seed_option,
+    typed,
+    verbose_flag,
+)
 
 
 @click.command()
@@ -43,6 +55,7 @@ from .parameters import Number, folder, json_flag, open_log, out, seed_option, v
     help="A Run of the funnel that drew the log's lists, for its candidates and propensities.",
 )
 @click.option("--slots", type=Number("slots"), help="Only the first so many slots of each list.")
+@click.option("--out", "html", type=folder, help="Also write a page with a plot of the estimates.")
 @seed_option
 @json_flag
 @verbose_flag
@@ -55,6 +68,7 @@ def ope(
     propensity: Literal["log", "estimated", "clicks"],
     logger: Path | None,
     slots: int | None,
+    html: Path | None,
     seed: int,
     as_json: bool,
     verbose: bool,
@@ -70,9 +84,11 @@ def ope(
     """
     from ...stages.policies import BestOrRandom, PlackettLuce, Policy
     from ..measure.run import Run
+    from ..offpolicy.estimate_page import estimate_page
     from ..offpolicy.estimate_tables import estimates_table, support_table, warnings
     from ..offpolicy.evaluate import evaluate
     from ..offpolicy.reading import own_policy
+    from ..report.page import write_page
     from ..report.table import print_table
 
     if temperature is not None and exploration is not None:
@@ -84,15 +100,18 @@ def ope(
         )
     if logger is not None and propensity != "log":
         raise KarmafunnelError("ope", needs="--logger or --propensity", found="both of them")
+    if html:
+        claimed(html, PAGE, run, log, *([] if logger is None else [logger]))
     opened = Run.open(run)
     own = own_policy(opened)
     if own is not None and asked is not None and asked != own:
         needed = f"no other policy than that of the Run's last stage, {own!r}"
         raise KarmafunnelError("ope", needs=needed, found=f"{asked!r}")
     policy = own or asked or BestOrRandom(0.0)
+    read = open_log(log)
     found = evaluate(
         opened,
-        open_log(log),
+        read,
         policy,
         reward,
         slots,
@@ -100,6 +119,9 @@ def ope(
         propensity=propensity,
         logger=None if logger is None else Run.open(logger),
     )
+    if html:
+        write_page(html, estimate_page(found, policy, reward, (opened.name, read.name), typed()))
+        err.print(f"page: {html}", soft_wrap=True)
     if as_json:
         support = {kind: asdict(one) for kind, one in found.support.items()}
         told = {"policy": repr(policy), "reward": reward, "slots": slots, "requests": found.n}

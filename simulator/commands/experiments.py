@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ...bounds import check_bound
-from ...files import EXPERIMENT
+from ...files import EXPERIMENT, PAGE
 from .parameters import (
     Number,
     cache_folder,
@@ -166,11 +166,13 @@ def print_result(
 @click.command()
 @experiment_options
 @click.option("--balanced", is_flag=True, help="Balanced interleaving in place of team draft.")
+@click.option("--out", "html", type=folder, help="Also write a page with a plot of its course.")
 def interleave(
     recipe_a: str,
     recipe_b: str,
     world: Path,
     balanced: bool,
+    html: Path | None,
     as_json: bool,
     verbose: bool,
     **given: Any,
@@ -181,13 +183,22 @@ def interleave(
     The arguments are those of `abtest`. Prints after how many requests the winner was certain.
     """
     from ..experiment.interleaving import Balanced, TeamDraft
+    from ..experiment.result_page import duel_page
     from ..experiment.result_tables import duel_table
+    from ..report.page import write_page
     from ..report.table import print_table
 
+    if html:
+        files = [one.partition("::")[0] for one in (recipe_a, recipe_b)]
+        claimed(html, PAGE, world, *files, given["catalogue"])
     experiment = asked((recipe_a, recipe_b), world, **given)
     way = Balanced() if balanced else TeamDraft()
     with err.status("interleaving") as status:
         found = experiment.interleave(way, status.update)
+    if html:
+        page = duel_page(found, experiment.names, repr(way), typed(), experiment.record)
+        write_page(html, page)
+        err.print(f"page: {html}", soft_wrap=True)
     experiment.forget()
     if as_json:
         wins, running = found.preference(), found.running()

@@ -30,9 +30,9 @@ FILLED = "slots filled"
 @dataclass(frozen=True, eq=False)
 class Line:
     """A figure: the effect at the end; looks and always-valid intervals (n_days, 2) day by day;
-    the smallest true difference that so many users show with a power of 80%, as an amount that every
-    treated user does more, and as a lift; what the two arms would differ by if each recipe served
-    all users (None: not simulated).
+    the smallest true difference that so many users show with a power of 80%, as an amount that
+    every treated user does more, and as a lift; what the two arms would differ by if each recipe
+    served all users (None: not simulated).
     """
 
     name: str

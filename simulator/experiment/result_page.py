@@ -1,4 +1,6 @@
-"""The page of an A/B test: the table, and each figure's difference day by day."""
+"""The pages of an A/B test and of an interleaving: the table, and what was known day by day, or
+after each request.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from ..report import plots
 from ..report.page import Block, Facts, Figure, Page, Plot, Pre, Section, Text, Warned, rich
 from ..report.table import number
 from .arms import Design
+from .duel import Duel
 from .figures_by_arm import Line, Result
-from .result_tables import lines_table, shops_table, warnings
+from .result_tables import duel_table, lines_table, shops_table, warnings
 
 FIXED, ALWAYS = "#3b6fb5", "#b58b3b"
+POINTS = 600  # of a line, at most
 
 
 def result_page(
@@ -70,10 +74,65 @@ def days_figure(lines: Sequence[Line]) -> Plot:
     return {"data": data, "layout": layout}
 
 
-def band(days: np.ndarray, interval: np.ndarray, colour: str, pane: int) -> Plot:
-    """An interval by day as an area; days on which it is infinite are left out."""
+def duel_page(
+    duel: Duel, names: tuple[str, str], way: str, command: str, record: Mapping[str, str]
+) -> Page:
+    """The page of an interleaving.
+
+    Args:
+        names: of the two recipes, A and B.
+        way: how lists were mixed.
+        record: titles and texts of what was run.
+    """
+    drawn: list[Block] = [
+        Text("Share of the requests so far that B won, less those that A won. As soon as the"
+             " interval leaves 0 out the winner is certain, whenever one looks; dotted: that"
+             " request."),
+        Figure(requests_figure(duel), {"always valid": ALWAYS}),
+    ]  # fmt: skip
+    sections = [
+        Section("figures", "Figures", "Who won", [duel_table(duel, names, way)]),
+        Section("requests", "Requests", "Request by request", drawn),
+        Section("record", "Record", "What was run", [Pre(one, at) for at, one in record.items()]),
+    ]
+    top = [Text(rich("{} (A) against {} (B)", *names), "sub")]
+    return Page(f"Interleaving: {names[0]} and {names[1]}", command, top, sections)
+
+
+def requests_figure(duel: Duel) -> Plot:
+    """The preference after each request with its always-valid interval."""
+    running = duel.running()
+    n, after = len(running.value), running.certain_after
+    some = np.unique(np.linspace(0, n - 1, POINTS).astype(np.int64))
+    value, half = running.value[some], running.half[some]
+    interval = np.stack([value - half, value + half], axis=1)
+    domains, height = plots.panes(1, 1, 320, gap=0.1)
+    layout = plots.blank(height, left=60, bottom=44) | {"shapes": []}
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": some + 1,
+        "y": value,
+        "line": {"color": ALWAYS},
+        "text": [number(float(one)) for one in value],
+        "hovertemplate": rich("%{x} requests: %{text}<extra></extra>"),
+        **plots.on(0),
+    }
+    seen = interval[np.isfinite(half)]
+    least, most = (seen.min(initial=0), seen.max(initial=0)) if len(seen) else (-1.0, 1.0)
+    room = 0.05 * (most - least) or 1.0
+    y = {"zeroline": True, "range": [max(least - room, -1.05), min(most + room, 1.05)]}
+    x = {"title": {"text": "requests"}, "nticks": 8}
+    plots.add_pane(layout, 0, domains[0], "preference for B", x, y)
+    if after is not None:
+        layout["shapes"].append(plots.upright(after) | plots.within(0))
+    return {"data": [band(some + 1, interval, ALWAYS, 0), line], "layout": layout}
+
+
+def band(at: np.ndarray, interval: np.ndarray, colour: str, pane: int) -> Plot:
+    """An interval by day or request as an area; where it is infinite it is left out."""
     finite = np.isfinite(interval).all(axis=1)
-    x, low, high = days[finite], interval[finite, 0], interval[finite, 1]
+    x, low, high = at[finite], interval[finite, 0], interval[finite, 1]
     return {
         "type": "scatter",
         "mode": "lines",

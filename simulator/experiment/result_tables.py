@@ -43,8 +43,8 @@ def lines_table(result: Result, design: Design) -> Table:
         "end; CUPED takes out what users did before.",
         "always valid: its interval at the end, if one looks every day and may stop at any time.",
         "smallest found: the true difference that so many users show with a power of 80%, if it is "
-        "the same amount for every treated user; as a lift: if it multiplies what each of them does, "
-        "so that they also vary more.",
+        "the same amount for every treated user; as a lift: if it multiplies what each of them "
+        "does, so that they also vary more.",
         "expected: what the lists shown were worth, without the chance of clicks; no shop sees it.",
     ]
     if not any(line.looks for line in result.lines):
@@ -120,8 +120,8 @@ def shops_table(result: Result) -> Table:
     """What the arms did to the shop."""
     rows = [[name, *(number(one[name]) for one in result.shops)] for name in result.shops[0]]
     below = [
-        "No interval: a resample of users shows fewer different items, and fewer sellers sell, than "
-        "with all users. The arm with more users shows more items."
+        "No interval: to a resample of users fewer different items are shown and sold than to all "
+        "of them. To an arm of more users, more are.",
     ]
     return Table(["of the shop", "control", "treated"], rows, below=below)
 
