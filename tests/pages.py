@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.formats import page as table_page
+from karmafunnel.simulator.experiment.duel import Duel
+from karmafunnel.simulator.experiment.result_page import duel_page
 from karmafunnel.simulator.likeness.card import Card
 from karmafunnel.simulator.likeness.judging import Answer, Drawing
 from karmafunnel.simulator.load.arrivals import Trace
@@ -23,6 +25,9 @@ from karmafunnel.simulator.load.quality import LoadQuality
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.describe import describe
+from karmafunnel.simulator.offpolicy.estimate_page import estimate_page
+from karmafunnel.simulator.offpolicy.evaluate import Evaluation
+from karmafunnel.simulator.offpolicy.support import Support
 from karmafunnel.simulator.report.attention_plot import attention_figure
 from karmafunnel.simulator.report.attribution_plot import attribution_figure
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
@@ -34,6 +39,7 @@ from karmafunnel.simulator.report.pareto_plot import pareto_figure
 from karmafunnel.simulator.report.profile_page import profile_page
 from karmafunnel.simulator.report.run_page import report
 from karmafunnel.simulator.report.table import Cell, Table
+from karmafunnel.stages.policies import BestOrRandom
 from shop import make_shop
 from small_run import make_log, make_run
 
@@ -188,7 +194,30 @@ def write_all(folder: Path, words: Words, out: Path) -> dict[str, Path]:
         "profile": profile(words, out / "profile.html"),
     }
     pages |= {"table": table(words, out / "table.html")} | figures(words, out)
-    return pages
+    return pages | {
+        "interleaving": interleaving(words, out / "duel.html"),
+        "off-policy estimates": estimates(words, out / "ope.html"),
+    }
+
+
+def interleaving(words: Words, path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    duel = Duel(rng.integers(0, 300, 900), np.zeros(900, int), rng.choice([-1, 0, 1, 1], 900))
+    names, record = (words("a"), words("b")), {words("a"): words("funnel = Popular()")}
+    return write_page(path, duel_page(duel, names, words("TeamDraft()"), words("cmd"), record))
+
+
+def estimates(words: Words, path: Path) -> Path:
+    ends = {"value": 1.0, "low": 0.5, "high": 1.5}
+    gap = {"difference": 0.1, "d_low": -0.4, "d_high": 0.6}
+    rows = [
+        {"estimator": "IPS", "refused": ""} | ends | gap,
+        {"estimator": words("mine"), "refused": words("rests on nothing")},
+    ]
+    support = {"list": Support(900, 40.0, 2.0, 0.2, 0.1)}
+    found = Evaluation(rows, ends, support, 900, outside=words("r1"))
+    names = words("run"), words("log")
+    return write_page(path, estimate_page(found, BestOrRandom(0.1), "clicks", names, words("cmd")))
 
 
 def load(words: Words, path: Path) -> Path:

@@ -4,6 +4,8 @@ refused.
 
 import gc
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +17,19 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.experiment import arms as arms_module
 from karmafunnel.simulator.experiment.arms import Design, Folders, Outcome, run
-from karmafunnel.simulator.experiment.duel import duel
+from karmafunnel.simulator.experiment.duel import Duel, duel
 from karmafunnel.simulator.experiment.experiment import Experiment
 from karmafunnel.simulator.experiment.figures_by_arm import BACK, Sums, read
 from karmafunnel.simulator.experiment.interleaving import TeamDraft
 from karmafunnel.simulator.experiment.past import Past
-from karmafunnel.simulator.experiment.result_page import result_page
+from karmafunnel.simulator.experiment.result_page import POINTS, requests_figure, result_page
 from karmafunnel.simulator.experiment.result_tables import (
     as_told,
     duel_table,
     lines_table,
     mismatch,
     shops_table,
+    smallest_lift,
     warnings,
 )
 from karmafunnel.simulator.experiment.serving import Server, best
@@ -195,7 +198,7 @@ def test_words_beat_random_vectors_in_the_test_and_in_truth(
     assert len(clicks.looks) == DESIGN.days == len(clicks.always)
     low, high = clicks.always[-1]
     assert low < clicks.effect.interval[0] and high > clicks.effect.interval[1]
-    assert all(len(row) == 8 for row in lines_table(result, DESIGN).rows)
+    assert all(len(row) == 9 for row in lines_table(result, DESIGN).rows)
     told = as_told(result, DESIGN)
     assert json.loads(json.dumps(told))["figures"][0]["truth"] == clicks.truth
 
@@ -317,6 +320,20 @@ def test_gini_by_hand() -> None:
     assert np.isnan(gini(np.zeros(3)))
 
 
+def test_lifts_and_what_has_no_interval_are_told(split: Outcome) -> None:
+    result = read(split, DESIGN, np.arange(150))
+    clicks = next(line for line in result.lines if line.name == "clicks a request")
+    assert clicks.smallest_lift > clicks.smallest / max(clicks.effect.control, clicks.effect.treated)
+    assert smallest_lift(clicks) == f"{clicks.smallest_lift:+.1%}"
+    assert smallest_lift(replace(clicks, smallest_lift=math.inf)) == "none"
+    assert as_told(result, DESIGN)["figures"][0]["smallest_lift"] == clicks.smallest_lift
+    assert "No interval" in shops_table(result).below[0]
+    unsold = replace(result, shops=[{"Gini of sellers": math.nan}, {"Gini of sellers": 0.5}])
+    assert shops_table(unsold).rows == [["Gini of sellers", "n/a", "0.500"]]
+    assert as_told(unsold, DESIGN)["shop"][0] == {"Gini of sellers": None}
+    assert any("users who came back: " in one for one in lines_table(result, DESIGN).below)
+
+
 def test_a_mismatch_is_told_loudly(split: Outcome) -> None:
     result = read(split, DESIGN, np.arange(150))
     assert mismatch(result) == ""
@@ -340,6 +357,24 @@ def test_interleaving_prefers_words_and_is_undecided_between_twins(
     level = duel(twins, opened(), design, kept(tmp_path / "b"), TeamDraft()).preference()
     low, high = level.interval
     assert low < 0 < high
+
+
+def test_the_course_of_an_interleaving_is_drawn() -> None:
+    rng, n = np.random.default_rng(0), 3_000
+    score = rng.choice([-1, 0, 1], n, p=[0.3, 0.3, 0.4])
+    found = Duel(rng.integers(0, 900, n), np.zeros(n, int), score)
+    plot = requests_figure(found)
+    band, line = plot["data"]
+    assert len(line["x"]) == POINTS and line["x"][-1] == n
+    assert line["y"][-1] == pytest.approx(score.mean())
+    running = found.running()
+    certain, drawn = running.certain_after, len(band["x"]) // 2
+    assert drawn < POINTS and np.isfinite(band["y"]).all()  # no interval at first
+    high, low = band["y"][drawn], band["y"][drawn - 1]
+    assert (low, high) == pytest.approx(score.mean() + running.half[-1] * np.array([-1, 1]))
+    assert [shape["x0"] for shape in plot["layout"]["shapes"]] == [certain]
+    few = Duel(*(column[:50] for column in (found.user, found.day, found.score)))
+    assert requests_figure(few)["layout"]["shapes"] == []
 
 
 # -- bad input -------------------------------------------------------------------------------------
@@ -457,9 +492,13 @@ def test_commands(recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
     told = json.loads((out / "experiment.json").read_text())
     assert told["record"]["words"] == WORDS and told["record"]["marketplace"] == "Marketplace()"
     assert not list((tmp_path / "cache").glob("experiment-*"))
-    done = CliRunner().invoke(main, ["interleave", *both, *sizes, "--json"])
+    page = tmp_path / "duel.html"
+    done = CliRunner().invoke(main, ["interleave", *both, *sizes, "--json", "--out", str(page)])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.output)["preference"] < 0
+    assert json.loads(done.stdout)["preference"] < 0
+    assert "words (A) against blind (B)" in page.read_text() and WORDS.strip()[:30] in page.read_text()
+    done = CliRunner().invoke(main, ["interleave", *both, *sizes, "--out", str(shop)])
+    assert done.exit_code == 1 and shop.read_text().startswith("from karmafunnel")
 
 
 def test_a_world_brings_its_recipe_its_users_and_its_goods(

@@ -18,7 +18,8 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.measure.intervals import Ratio, Total, interval, resample
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.offpolicy import reading
-from karmafunnel.simulator.offpolicy.estimate_tables import warnings
+from karmafunnel.simulator.offpolicy.estimate_page import ENOUGH, estimates_figure
+from karmafunnel.simulator.offpolicy.estimate_tables import NARROW, warnings
 from karmafunnel.simulator.offpolicy.estimators import (
     DM,
     DR,
@@ -472,8 +473,34 @@ def test_the_command(tmp_path: Path) -> None:
     assert told.exit_code == 0 and "effective" in told.output and "SNIPS" in told.output
     as_json = json.loads(call("ope", run, "--log", log, "--temperature", "50", "--json").output)
     assert as_json["policy"] == "PlackettLuce(50.0)" and as_json["requests"] == 200
+    page = tmp_path / "ope.html"
+    drawn = call("ope", run, "--log", log, "--exploration", "0.5", "--out", str(page))
+    assert drawn.exit_code == 0 and "What each estimator says" in page.read_text()
+    refused = call("ope", run, "--log", log, "--out", log)
+    assert refused.exit_code != 0 and (tmp_path / "log" / "log.json").exists()
     both = call("ope", run, "--log", log, "--temperature", "1", "--exploration", "1")
     assert both.exit_code != 0 and "both of them" in both.output + both.stderr
+
+
+def test_estimates_are_drawn_beside_what_they_rest_on(logged: tuple[Log, Run]) -> None:
+    log, run = logged
+    found = evaluate(run, log, PlackettLuce(300.0), slots=2)
+    plot = estimates_figure(found, "clicks", "requests")
+    points, bars = plot["data"]
+    names = plot["layout"]["yaxis"]["ticktext"]
+    rows = {row["estimator"]: row for row in found.rows}
+    shown = [names[i] for i in points["y"]]
+    assert names == list(rows) and shown == [name for name in names if not rows[name]["refused"]]
+    assert points["x"] == [rows[name]["value"] for name in shown]
+    at = shown.index("DR")
+    ends = points["x"][at] - points["error_x"]["arrayminus"][at], points["x"][at] + points["error_x"]["array"][at]
+    assert ends == pytest.approx((rows["DR"]["low"], rows["DR"]["high"]))
+    effective = dict(zip((names[i] for i in bars["y"]), bars["x"], strict=True))
+    assert effective["IPS"] == found.support["list"].effective
+    assert effective["DR"] == found.support["prefix"].effective and "DM" not in effective
+    colours = dict(zip(bars["x"], bars["marker"]["color"], strict=True))
+    assert all((colour == ENOUGH) == (x >= NARROW) for x, colour in colours.items())
+    assert plot["layout"]["shapes"][0]["x0"] == found.logged["value"]
 
 
 # -- a funnel that draws its lists -----------------------------------------------------------------

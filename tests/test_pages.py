@@ -35,7 +35,7 @@ from pages import HOSTILE, benign, hostile, material, write_all
 pytestmark = pytest.mark.slow
 
 NAMES = ("report of one Run", "report of three Runs", "describe", "likeness", "describe a shop", "load", "profile", "table", "curve", "attention",
-         "attribution", "pareto")  # fmt: skip
+         "attribution", "pareto", "interleaving", "off-policy estimates")  # fmt: skip
 OURS = {"<b>", "</b>", "<br>", "<extra>", "</extra>"}  # what `rich` may put into a figure
 ROOT = Path(karmafunnel.__file__).parent
 

@@ -259,15 +259,17 @@ def table_of(pair: Sequence[str], found: dict[str, Any], n: int) -> list[list[st
                 f"{pair[0]} / {pair[1]}",
                 way,
                 share_of([x is not None for x, _ in told]),
-                f"{count(middle, n)} ({count(low, n)}, {count(high, n)})",
+                quartiles(low, middle, high, n),
                 *wrong,
             ]
         )
     return rows
 
 
-def count(requests: float, n: int) -> str:
-    return f"{requests:,.0f}" if np.isfinite(requests) else f"more than {n:,}"
+def quartiles(low: float, middle: float, high: float, n: int) -> str:
+    """The median of requests with the other quartiles, as far as n requests tell them."""
+    ends = [f"{x:,.0f}" if np.isfinite(x) else f"more than {n:,}" for x in (middle, low, high)]
+    return f"{ends[0]} ({ends[1]}, {ends[2]})" if np.isfinite(low) else ends[0]
 
 
 def share_of(hits: Sequence[bool]) -> str:

@@ -87,7 +87,7 @@ def duel_page(
     drawn: list[Block] = [
         Text("Share of the requests so far that B won, less those that A won. As soon as the"
              " interval leaves 0 out the winner is certain, whenever one looks; dotted: that"
-             " request."),
+             " request. The interval begins when a hundred users have preferred one."),
         Figure(requests_figure(duel), {"always valid": ALWAYS}),
     ]  # fmt: skip
     sections = [

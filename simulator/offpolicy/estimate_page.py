@@ -24,8 +24,8 @@ def estimate_page(
     drawn: list[Block] = [
         Text("Left: what the funnel would have earned, by each estimator; dotted: what the log"
              f" itself earned. Right: the effective {units} that an estimator rests on, however"
-             " many the log has; without a bar it rests on a model alone, and without a point it"
-             " is refused."),
+             " many the log has. DM rests on a model alone. Without a point an estimator is"
+             " refused."),
         Figure(
             estimates_figure(found, reward, units),
             {f"fewer than {NARROW:g}, intervals too narrow": FEW, "enough": ENOUGH},
