@@ -328,9 +328,6 @@ def test_lifts_and_what_has_no_interval_are_told(split: Outcome) -> None:
     assert smallest_lift(replace(clicks, smallest_lift=math.inf)) == "none"
     assert as_told(result, DESIGN)["figures"][0]["smallest_lift"] == clicks.smallest_lift
     assert "No interval" in shops_table(result).below[0]
-    unsold = replace(result, shops=[{"Gini of sellers": math.nan}, {"Gini of sellers": 0.5}])
-    assert shops_table(unsold).rows == [["Gini of sellers", "n/a", "0.500"]]
-    assert as_told(unsold, DESIGN)["shop"][0] == {"Gini of sellers": None}
     assert any("users who came back: " in one for one in lines_table(result, DESIGN).below)
 
 

@@ -14,7 +14,7 @@ from ..report.table import number
 from .arms import Design
 from .duel import Duel
 from .figures_by_arm import Line, Result
-from .result_tables import duel_table, lines_table, shops_table, warnings
+from .result_tables import duel_table, lines_table, shops_table, short_lists, warnings
 
 FIXED, ALWAYS = "#3b6fb5", "#b58b3b"
 POINTS = 600  # of a line, at most
@@ -95,7 +95,9 @@ def duel_page(
         Section("requests", "Requests", "Request by request", drawn),
         Section("record", "Record", "What was run", [Pre(one, at) for at, one in record.items()]),
     ]
-    top = [Text(rich("{} (A) against {} (B)", *names), "sub")]
+    top: list[Block] = [Text(rich("{} (A) against {} (B)", *names), "sub")]
+    if warning := short_lists(duel.filled, names):
+        top.append(Warned(warning))
     return Page(f"Interleaving: {names[0]} and {names[1]}", command, top, sections)
 
 

@@ -107,9 +107,8 @@ def as_told(result: Result, design: Design) -> dict[str, Any]:
         }
         lines.append(told)
     ratio = {"users": result.ratio.counts, "planned": result.ratio.shares, "p": result.ratio.p}
-    shops = [{name: as_known(x) for name, x in one.items()} for one in result.shops]
     split = ratio | {"mismatch": result.ratio.mismatch}
-    return {"days": design.days, "split": split, "figures": lines, "shop": shops}
+    return {"days": design.days, "split": split, "figures": lines, "shop": result.shops}
 
 
 def as_known(x: float) -> float | None:
@@ -119,10 +118,7 @@ def as_known(x: float) -> float | None:
 
 def shops_table(result: Result) -> Table:
     """What the arms did to the shop."""
-    rows = [
-        [name, *("n/a" if math.isnan(one[name]) else number(one[name]) for one in result.shops)]
-        for name in result.shops[0]
-    ]
+    rows = [[name, *(number(one[name]) for one in result.shops)] for name in result.shops[0]]
     below = [
         "No interval: to a resample of users fewer different items are shown and sold than to all "
         "of them. To an arm of more users, more are.",
