@@ -1,11 +1,15 @@
 """The arithmetic of which_proxy.py and of false_alarms.py on what can be counted by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.validation import false_alarms
+from karmafunnel.benchmarks.validation import false_alarms, which_proxy
 from karmafunnel.benchmarks.validation.which_proxy import agreement, judged, table_of
 from karmafunnel.simulator.experiment.arms import Outcome
+from karmafunnel.simulator.world.clicks import PBM
+from karmafunnel.simulator.world.marketplace import Engine, Marketplace
 
 ONE = np.zeros(4, dtype=int)
 
@@ -80,3 +84,14 @@ def test_a_shop_tells_of_every_figure() -> None:
     assert len(rows) == 8 and all(len(row) == 5 for row in rows)
     assert false_alarms.mean_share([0.0, 0.1]) == "5.0% [-58.5%, 68.5%]"
     assert false_alarms.share([True, False, False, False]).startswith("25.0% [0.6%, 80.6%]")
+
+
+def test_the_truth_of_a_shop_with_short_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"USERS": 150, "ITEMS": 200, "BEFORE": 14, "DAYS": 2}.items():
+        monkeypatch.setattr(which_proxy, name, value)
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    short = Marketplace(engine=Engine(slots=6), browsing=PBM((1.0, 0.8, 0.6, 0.5, 0.4, 0.3)))
+    told = which_proxy.truth("popular", which_proxy.Market(short), 0, tmp_path / "lists")
+    assert 0 < told["clicks"] < 6

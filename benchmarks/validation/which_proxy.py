@@ -155,7 +155,8 @@ def proxies(name: str, log: Log, folder: Path, seed: int) -> dict[str, float | N
 
 def truth(name: str, market: Market, seed: int, folder: Path) -> dict[str, float]:
     """What the lists of a funnel are worth a request where it serves all users."""
-    design = Design(days=DAYS, before=BEFORE, retrain=0, keep=BEFORE, seed=seed)
+    slots = market.marketplace.engine.slots
+    design = Design(days=DAYS, before=BEFORE, retrain=0, keep=BEFORE, slots=slots, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     shop, everybody = market.opened(seed), np.zeros(USERS, dtype=np.int64)
     outcome = run((f"{FUNNELS}::{name}",), shop, design, Folders(folder, cache_root()), everybody)
