@@ -243,7 +243,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     words = "ope", tmp_path / "run", "--log", tmp_path / "log", "--propensity", "clicks"
     for reward in ("clicks", "purchases", "money"):
-        told = json.loads(call(*words, "--reward", reward, "--json").output)
+        told = json.loads(call(*words, "--reward", reward, "--json").stdout)
         rows = {row["estimator"]: row for row in told["rows"]}
         assert rows.keys() == {"CIPS", "clipped CIPS", "DM", "CDR"}
         assert rows["CIPS"]["value"] < rows["CDR"]["value"]  # what is not in the logged list

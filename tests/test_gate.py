@@ -144,7 +144,7 @@ def test_the_command_says_it_in_every_form(runs, tmp_path):
     suite = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert int(suite.get("tests")) == len(suite) >= 4
     assert int(suite.get("failures")) == len(suite.findall("testcase/failure"))
-    told = json.loads(CliRunner().invoke(main, [*words, "0", "--json"]).output)
+    told = json.loads(CliRunner().invoke(main, [*words, "0", "--json"]).stdout)
     assert told["margin"] == 0
     assert told["code"] == (gating.EXIT[told["verdict"]] if told["sound"] else 1)
 

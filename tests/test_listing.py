@@ -27,7 +27,7 @@ def test_each_entry_has_a_line_and_the_command_prints_it(what):
     assert answer.exit_code == 0
     for entry in entries:
         assert entry.typed in " ".join(answer.output.split())
-    told = json.loads(CliRunner().invoke(main, [what, "--json"]).output)
+    told = json.loads(CliRunner().invoke(main, [what, "--json"]).stdout)
     assert [one["name"] for one in told] == [entry.name for entry in entries]
 
 

@@ -103,7 +103,7 @@ def test_estimates_for_other_candidates(shop: Path) -> None:
     words = "ope", shop / "new-log", "--log", shop / "log", "--logger", shop / "old-log", "--json"
     answer = call(*words)
     assert answer.exit_code == 0, answer.output
-    told = json.loads(answer.output)
+    told = json.loads(answer.stdout)
     rows = {row["estimator"]: row for row in told["rows"]}
     # over all lists of the new funnel: what it earns, in all and by lists that the old one can draw
     score = np.load(shop / "score.npy")[Run.open(shop / "new-log").read("requests", "request_id")["request_id"].str.slice(1).cast(int).to_numpy()]
@@ -131,10 +131,10 @@ def test_estimates_for_other_candidates(shop: Path) -> None:
     assert any("no candidate of the logger" in mark for mark in told["marks"])
     # the log's own propensities say the same
     own = "ope", shop / "new-told", "--log", shop / "told", "--logger", shop / "old-told", "--json"
-    same = {row["estimator"]: row for row in json.loads(call(*own).output)["rows"]}
+    same = {row["estimator"]: row for row in json.loads(call(*own).stdout)["rows"]}
     assert same["IPS"]["value"] == pytest.approx(rows["IPS"]["value"], rel=1e-6)
     plain = call(*own[:4], "--json")
-    one = {row["estimator"]: row for row in json.loads(plain.output)["rows"]}
+    one = {row["estimator"]: row for row in json.loads(plain.stdout)["rows"]}
     assert one["IPS"]["value"] == pytest.approx(rows["IPS"]["value"], rel=1e-5)
 
 

@@ -471,7 +471,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert call("replay", str(tmp_path / "popular.py"), log, "--out", run, "--no-cache").exit_code == 0
     told = call("ope", run, "--log", log, "--exploration", "0.5")
     assert told.exit_code == 0 and "effective" in told.output and "SNIPS" in told.output
-    as_json = json.loads(call("ope", run, "--log", log, "--temperature", "50", "--json").output)
+    as_json = json.loads(call("ope", run, "--log", log, "--temperature", "50", "--json").stdout)
     assert as_json["policy"] == "PlackettLuce(50.0)" and as_json["requests"] == 200
     page = tmp_path / "ope.html"
     drawn = call("ope", run, "--log", log, "--exploration", "0.5", "--out", str(page))
@@ -571,12 +571,12 @@ def test_the_policy_of_a_run_is_that_of_its_funnel(tmp_path: Path) -> None:
     assert slates.filter(pl.col("stage").cast(str) == "recall")["propensity"].is_null().all()
     assert "propensity" not in Run.open(tmp_path / "run-popular").slates.columns
     words = "ope", run, "--log", tmp_path / "log", "--json"
-    own = json.loads(call(*words).output)
+    own = json.loads(call(*words).stdout)
     assert own["policy"] == "PlackettLuce(300.0)"
     # what the same candidates and policy give by flags
     flags = call("ope", tmp_path / "run-popular", *words[2:], "--temperature", "300")
-    assert json.loads(flags.output)["rows"] == own["rows"]
-    assert json.loads(call(*words, "--temperature", "300").output)["rows"] == own["rows"]
+    assert json.loads(flags.stdout)["rows"] == own["rows"]
+    assert json.loads(call(*words, "--temperature", "300").stdout)["rows"] == own["rows"]
     refused = call(*words, "--exploration", "0.5")
     assert refused.exit_code == 1 and "that of the Run's last stage, PlackettLuce(300.0)" in refused.stderr
     # drawing before the end

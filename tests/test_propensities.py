@@ -142,7 +142,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "--propensity estimated" in refused.output + refused.stderr
     found = call(*words, "--propensity", "estimated", "--json")
     assert found.exit_code == 0, found.output
-    told = json.loads(found.output)
+    told = json.loads(found.stdout)
     assert told["propensity"] == "estimated" and "ESTIMATED" in told["marks"][0]
     rows = {row["estimator"]: row for row in told["rows"]}
     assert rows["IPS"]["low"] < rows["IPS"]["value"] < rows["IPS"]["high"]

@@ -263,7 +263,7 @@ def test_runs_of_different_requests_are_compared_over_those_of_both(
     ]
     assert {row["difference"] for row in rows} == {0}
     told = CliRunner().invoke(main, ["compare", *map(str, folders), "HR@10", "--common", "--json"])
-    assert [row["n"] for row in json.loads(told.output)] == [row["n"] for row in rows]
+    assert [row["n"] for row in json.loads(told.stdout)] == [row["n"] for row in rows]
     nobody = few.only(pl.Series(["nobody"]))
     with pytest.raises(KarmafunnelError, match="needs requests that all Runs have"):
         common(nobody, many)
