@@ -489,6 +489,10 @@ def test_commands(recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
     told = json.loads((out / "experiment.json").read_text())
     assert told["record"]["words"] == WORDS and told["record"]["marketplace"] == "Marketplace()"
     assert not list((tmp_path / "cache").glob("experiment-*"))
+    again = ["abtest", *both, "--out", str(out), *sizes[:2], "--before", "7", *sizes[4:]]
+    done = CliRunner().invoke(main, again)  # of another design: not without --force
+    assert done.exit_code == 1 and "design" in done.stderr and "--force" in done.stderr
+    assert json.loads((out / "experiment.json").read_text()) == told
     page = tmp_path / "duel.html"
     done = CliRunner().invoke(main, ["interleave", *both, *sizes, "--json", "--out", str(page)])
     assert done.exit_code == 0, done.output

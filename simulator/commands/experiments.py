@@ -137,8 +137,9 @@ def abtest(
     fitted again on what both have shown. Interrupted and started again, it goes on.
     """
     files = [one.partition("::")[0] for one in (recipe_a, recipe_b)]
-    claimed(place, EXPERIMENT, world, *files, given["catalogue"], force=force)
     experiment = asked((recipe_a, recipe_b), world, share=share, **given)
+    read = (world, *files, given["catalogue"])
+    claimed(place, EXPERIMENT, *read, wants=experiment.asked, force=force)
     with err.status("experiment") as status:
         outcome, result = experiment.test(truth, status.update)
     experiment.write(place, outcome, result, typed())

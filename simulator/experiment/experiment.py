@@ -131,10 +131,15 @@ class Experiment:
         """What was run: texts by title."""
         return {**self.texts, "marketplace": repr(self.marketplace)}
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, as experiment.json keeps it."""
+        sizes = {"users": self.users, "items": self.items}
+        return {"design": repr(self.design)} | sizes | {"record": dict(self.record)}
+
     def told(self, result: Result) -> dict[str, Any]:
         """The result and what was run, as JSON."""
-        sizes = {"users": self.users, "items": self.items, "design": repr(self.design)}
-        return as_told(result, self.design) | sizes | {"record": dict(self.record)}
+        return as_told(result, self.design) | self.asked
 
     def write(self, place: Path, outcome: Outcome, result: Result, command: str) -> None:
         """Write experiment.json, users.parquet, items.parquet and experiment.html; all or none."""
