@@ -6,6 +6,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.front import Log as FrontLog
@@ -320,3 +322,33 @@ def test_an_item_twice_in_one_list_is_counted(position, tmp_path):
     log = imported(tmp_path, path, requests(tmp_path))
     assert log.exposures.height == len(rows) - 10 == 5 * N
     assert log.meta["set_aside"] == {"rows added to another of the same item and request": 10}
+
+
+def shown(propensities: list[str]) -> str:
+    """Lists of two items and these propensities, over and over."""
+    rows = [
+        f"q{i // 2},u{i // 2 % 9},{START + 600 * (i // 2)},{'ab'[i % 2]},{i % 2 + 1},{p},{int(i % 5 == 0)}"
+        for i, p in enumerate(propensities)
+    ]
+    return "\n".join(["request,user,time,item,position,propensity,clicked", *rows])
+
+
+def test_lists_bring_their_propensities(tmp_path):
+    (tmp_path / "lists.csv").write_text(shown(["0.25", "1"] * 40))
+    log = imported(tmp_path, tmp_path / "lists.csv")
+    assert log.has("propensity")
+    assert set(log.exposures.select("position", "propensity").iter_rows()) == {(1, 0.25), (2, 1.0)}
+
+
+def test_propensities_of_some_items_alone_are_told(tmp_path):
+    (tmp_path / "lists.csv").write_text(shown(["0.25", ""] * 40))
+    done = CliRunner().invoke(main, ["import", str(tmp_path / "lists.csv"), str(tmp_path / "log")])
+    assert done.exit_code == 0, done.output
+    assert not Log.open(tmp_path / "log").has("propensity")
+    assert "lacks a propensity of each item shown" in done.output
+
+
+def test_no_propensity_is_outside_0_and_1(tmp_path):
+    (tmp_path / "lists.csv").write_text(shown(["0.25", "1.5"] * 40))
+    with pytest.raises(KarmafunnelError, match=r"propensity is outside \(0, 1\]: 40"):
+        imported(tmp_path, tmp_path / "lists.csv")

@@ -378,7 +378,7 @@ def test_estimates_that_nothing_carries_are_refused(logged: tuple[Log, Run]) -> 
     with pytest.raises(KarmafunnelError, match="needs an effective sample size of 10"):
         evaluate(few, log, BestOrRandom(), estimators=weighed)
     for change, message in (
-        ({"propensity": False}, "needs the probability of each, found none in this log"),
+        ({"propensity": False}, "needs the probability with which each item was shown, found none in this log"),
         ({"exposures": False}, "needs lists that were shown"),
     ):
         silent = Log.make(

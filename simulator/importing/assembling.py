@@ -72,6 +72,7 @@ FLAT = {
     "session_id": pl.String,
     "query": pl.String,
     "position": pl.Int32,
+    "propensity": pl.Float64,
     "clicked": pl.Boolean,
     "purchased": pl.Boolean,
     "record": pl.Boolean,
@@ -212,6 +213,10 @@ def clean(
     first = made.first_position
     position = number("position") + (1 - first)
     bad.append((f"position is below {first}", (position < 1).fill_null(False)))
+    propensity = number("propensity")
+    bad.append(
+        ("propensity is outside (0, 1]", ((propensity <= 0) | (propensity > 1)).fill_null(False))
+    )
     bad.append(("quantity is 0", (quantity == 0).fill_null(False)))
     bad.append((FRACTIONS, (quantity != quantity.floor()).fill_null(False)))
     if made.per != "event" and made.per in roles:
@@ -259,6 +264,7 @@ def clean(
             "session_id": text("session"),
             "query": query,
             "position": position.cast(pl.Int32, strict=False),
+            "propensity": propensity.cast(pl.Float64, strict=False),
             "clicked": clicked,
             "purchased": purchased,
             "record": record,
@@ -650,13 +656,23 @@ def once_an_item(frame: pl.DataFrame, found: Found) -> pl.DataFrame:
     priced = sale & ~returned & pl.col("paid").is_not_null()
     paid, weight = pl.col("paid").filter(priced), units.filter(priced)
     known = pl.col("quantity").filter(sale).is_not_null().any()
-    merged = ("clicked", "purchased", "record", "price", "paid", "quantity", "position")
+    merged = (
+        "clicked",
+        "purchased",
+        "record",
+        "price",
+        "paid",
+        "quantity",
+        "position",
+        "propensity",
+    )
     keep = [c for c in frame.columns if c not in (*key, *merged)]
     return (
         frame.group_by(key, maintain_order=True)
         .agg(
             *(pl.col(c).first() for c in keep),
             pl.col("position").min(),
+            pl.col("propensity").drop_nulls().first(),
             pl.col("clicked", "purchased", "record").any(),
             pl.col("price").filter(~returned).drop_nulls().first(),
             pl.when(paid.len() > 0).then((paid * weight).sum() / weight.sum()).alias("paid"),
@@ -746,6 +762,7 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 "request_id",
                 "item_id",
                 "position",
+                "propensity",
                 "clicked",
                 "purchased",
                 pl.col("price").alias("price_shown"),
@@ -872,11 +889,14 @@ def finish(
     """Write `log.json`, the map and the rejected rows, and check the log."""
     made = found.map
     lazy = open_table(folder / "exposures.parquet")
+    told = pl.col("propensity").is_not_null()
     facts = (
         lazy.select(
             pl.col("clicked").fill_null(False).any().alias("clicks"),
             pl.col("purchased").fill_null(False).any().alias("purchases"),
             (pl.col("position").is_not_null()).any().alias("positions"),
+            told.any().alias("propensity"),
+            (told | pl.col("position").is_null()).all().alias("each propensity"),
             pl.coalesce("price_paid", "price_shown").is_not_null().any().alias("price"),
         )
         .collect()
@@ -895,13 +915,16 @@ def finish(
         "clicks": facts["clicks"],
         "purchases": facts["purchases"],
         "exposures": facts["positions"],
+        "propensity": all(facts[x] for x in ("positions", "propensity", "each propensity")),
         "price": facts["price"] or catalogue["price"].is_not_null().any(),
         "text": catalogue["title"].is_not_null().any(),
         "query": asked["query"],
         "users": made.has("user") and asked["users"],
     }
     label = "purchase" if facts["purchases"] and not facts["clicks"] else "click"
-    lacks = [LACKS[name] for name, there in has.items() if not there]
+    lacks = [LACKS[name] for name, there in has.items() if not there and name in LACKS]
+    if facts["propensity"] and not has["propensity"]:
+        lacks.insert(0, "a propensity of each item shown, so there are no off-policy estimates")
     if not has["users"] and made.has("session"):
         lacks[-1] = "users: each session is a user of its own"
     aside = dict(found.set_aside)

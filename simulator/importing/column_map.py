@@ -30,6 +30,7 @@ ROLES = (
     "basket",
     "query",
     "position",
+    "propensity",
     "price",
     "quantity",
     "currency",

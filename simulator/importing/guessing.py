@@ -222,6 +222,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "suchbegriff",
     ),
     "position": ("position", "pos", "rank", "slot", "place", "rang"),
+    "propensity": ("propensity", "propensityscore", "pscore"),
     "price": (
         "price",
         "unitprice",
@@ -312,7 +313,7 @@ QUERY_NAMES: dict[str, tuple[str, ...]] = {
 OF_IDS = ("n", "no", "nr", "num", "numero", "number", "nummer", "id", "code", "cod", "ref")
 OF_PRICES = ("ht", "ttc", "tva", "net", "netto", "brutto", "brut", "incl", "excl", "vat", "tax")
 COINS = ("eur", "usd", "gbp", "chf", "jpy")
-NUMERIC = ("price", "rating", "quantity", "position")
+NUMERIC = ("price", "rating", "quantity", "position", "propensity")
 IDENTIFIED = ("user", "item", "request", "session", "basket")
 CLICK_WORDS = (
     "click",

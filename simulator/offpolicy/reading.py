@@ -54,9 +54,9 @@ def lists_of(run: Run, log: Log, reward: str, recorded: bool = True) -> LoggedLi
     if recorded and not log.has("propensity"):
         raise KarmafunnelError(
             who,
-            needs="the probability of each",
+            needs="the probability with which each item was shown",
             found="none in this log",
-            hint="propensity in exposures.parquet, or --propensity estimated",
+            hint="import lists with a column `propensity`, or take --propensity estimated",
         )
     own = run.read("requests", "request_id")
     number = pl.DataFrame({"request_id": log.request_ids}).with_row_index("request")
