@@ -889,14 +889,14 @@ def finish(
     """Write `log.json`, the map and the rejected rows, and check the log."""
     made = found.map
     lazy = open_table(folder / "exposures.parquet")
-    told = pl.col("propensity").is_not_null()
+    likely = pl.col("propensity").is_not_null()
     facts = (
         lazy.select(
             pl.col("clicked").fill_null(False).any().alias("clicks"),
             pl.col("purchased").fill_null(False).any().alias("purchases"),
             (pl.col("position").is_not_null()).any().alias("positions"),
-            told.any().alias("propensity"),
-            (told | pl.col("position").is_null()).all().alias("each propensity"),
+            likely.any().alias("propensity"),
+            (likely | pl.col("position").is_null()).all().alias("each propensity"),
             pl.coalesce("price_paid", "price_shown").is_not_null().any().alias("price"),
         )
         .collect()
