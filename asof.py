@@ -100,7 +100,8 @@ class Timeline:
     @cached_property
     def values(self) -> np.ndarray:
         """The values, those of a key together, in order of time: float64 (n,)."""
-        assert self._values is not None
+        if self._values is None:
+            raise AttributeError("a timeline of things without values")
         return mapped_array(self._values[np.argsort(self.of, kind="stable")])
 
     @cached_property
