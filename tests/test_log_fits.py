@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from karmafunnel.benchmarks.validation import which_proxy
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
@@ -429,6 +430,7 @@ def test_world_like_a_log(tmp_path):
     assert again["item_id"].to_list() == made["item_id"].to_list()
     assert again.select("quality", "misjudged", "demand").equals(made.select("quality", "misjudged", "demand"))
     assert "quality" not in goods_of_world(Log.open(a)).items.columns
+    assert which_proxy.Market.of(b).catalogue.items.equals(again)
     for words, said in [
         (["--like", a, "--recipe", str(tmp_path / "shop.py")], "needs --recipe or --like, found both of them"),
         (["--like", a, "--semantic", "0.1"], "--semantic needs a World without --like"),

@@ -17,17 +17,15 @@ Writes false_alarms.md.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import polars as pl
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import code_of, content_key
@@ -35,7 +33,6 @@ from karmafunnel.simulator.experiment import figures_by_arm as figures
 from karmafunnel.simulator.experiment.arms import Books, Design, Outcome
 from karmafunnel.simulator.experiment.effects import effect
 from karmafunnel.simulator.experiment.figures_by_arm import FIGURES, Line, Sums, read
-from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.marketplace import Marketplace
 from karmafunnel.simulator.world.open_shop import open_shop
@@ -191,12 +188,8 @@ def main(out: Path, shops: int, users: int, seed: int) -> None:
         console.print(f"{len(told)} of {shops} shops, {seconds:,.0f} s", style="dim")
     table = table_of(told, users)
     print_table(table, Console())
-    words = shlex.join(sys.argv[1:])
-    made_by = (
-        f"`python -m karmafunnel.benchmarks.validation.false_alarms {words}`, seed {seed}; "
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, one core of {processor()}."
-    )
-    write_text(out / "false_alarms.md", f"{to_markdown(table).rstrip()}\n\n{made_by}\n")
+    made = made_by("false_alarms", f"seed {seed}")
+    write_text(out / "false_alarms.md", f"{to_markdown(table).rstrip()}\n\n{made}\n")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -30,13 +27,13 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import code_of, content_key
 from karmafunnel.simulator.offpolicy.estimators import ESTIMATORS
 from karmafunnel.simulator.offpolicy.evaluate import judge
 from karmafunnel.simulator.offpolicy.reading import Choice, LoggedLists
-from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Cell, Table, print_table, to_markdown
 from karmafunnel.simulator.world.market import examination
 from karmafunnel.simulator.world.world import generate
@@ -293,17 +290,12 @@ def main(out: Path, logs: int, seed: int, only: tuple[str, ...]) -> None:
         value = float(truth.value.mean())
         lines += lines_of(setting, value, found)
         told.append(f"`{setting!r}`: true value {value:.4f}.")
-    words = shlex.join(sys.argv[1:])
-    made_by = (
-        f"`python -m karmafunnel.benchmarks.validation.off_policy_coverage {words}`, seed {seed}, "
-        f"{logs:,} logs a setting; {datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, "
-        f"one core of {processor()}."
-    )
+    made = made_by("off_policy_coverage", f"seed {seed}, {logs:,} logs a setting")
     table = table_of(lines)
     print_table(table, Console())
     write_text(
         out / "off_policy_coverage.md",
-        "\n\n".join([to_markdown(table).rstrip(), *told, made_by, ""]),
+        "\n\n".join([to_markdown(table).rstrip(), *told, made, ""]),
     )
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")

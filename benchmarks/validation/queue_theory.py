@@ -30,12 +30,9 @@ import hashlib
 import io
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.simulator.load import theory
@@ -50,7 +48,6 @@ from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.load.theory import Steady
-from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
@@ -572,13 +569,10 @@ def main(out: Path, seed: int) -> None:
         f"({LEVEL:.0%} for all together), {narrow} of {len(lines)} "
         f"narrow enough; nearest to the edge: {worst['model']}, {worst['set']}, {worst['measure']}."
     )
-    command = f"python -m karmafunnel.benchmarks.validation.queue_theory {shlex.join(sys.argv[1:])}"
-    made_by = (
-        f"`{command}`, seed {seed}, {n_requests:,} requests in "
-        f"{total_runs} runs, {total_runs - before} of them made "
-        f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the "
-        f"others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
-        f"{commit() or 'n/a'}, {processor()}."
+    how = made_by(
+        "queue_theory",
+        f"seed {seed}, {n_requests:,} requests in {total_runs} runs, {total_runs - before} of them "
+        f"made in this call ({(time.process_time() - start) / 60:.0f} minutes), the others kept",
     )
     rules = (
         f"Intervals: batch means, {BATCHES} or more batches a set, {LEVEL:.0%} for all "
@@ -588,7 +582,7 @@ def main(out: Path, seed: int) -> None:
         "asymptotic variance and the relaxation time of each queue; nothing is stopped or "
         "repeated for its result."
     )
-    for path in write(lines, out, [verdict, rules, made_by]):
+    for path in write(lines, out, [verdict, rules, how]):
         console.print(str(path), soft_wrap=True)
     console.print(verdict, soft_wrap=True)
 

@@ -17,11 +17,8 @@ the same command goes on. Writes requests_needed.md.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import click
 import numpy as np
 import polars as pl
 from karmafunnel.benchmarks.studies import proxy_funnels
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.files import read_json, read_table, write_json, write_parquet, write_text
 from karmafunnel.keys import cache_root, code_of, content_key
@@ -45,7 +43,6 @@ from karmafunnel.simulator.experiment.interleaving import (
 )
 from karmafunnel.simulator.experiment.past import Past
 from karmafunnel.simulator.experiment.serving import Server, best
-from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
 from karmafunnel.simulator.world.click_lists import Shown
 from karmafunnel.simulator.world.marketplace import Marketplace
@@ -333,13 +330,9 @@ def main(out: Path, times: int, seed: int) -> None:
         ],
     )
     print_table(table, Console())
-    words = shlex.join(sys.argv[1:])
-    made_by = (
-        f"`python -m karmafunnel.benchmarks.validation.requests_needed {words}`, seed {seed}; "
-        f"{ITEMS:,} items, {USERS:,} users, {BEFORE} and {DAYS} days, lists of {SLOTS}; "
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, one core of {processor()}."
-    )
-    write_text(out / "requests_needed.md", f"{to_markdown(table).rstrip()}\n\n{made_by}\n")
+    shop = f"{ITEMS:,} items, {USERS:,} users, {BEFORE} and {DAYS} days, lists of {SLOTS}"
+    made = made_by("requests_needed", f"seed {seed}, {shop}")
+    write_text(out / "requests_needed.md", f"{to_markdown(table).rstrip()}\n\n{made}\n")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,8 @@ Writes which_proxy.md and which_proxy.html.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ import click
 import numpy as np
 import polars as pl
 from karmafunnel.benchmarks.studies import proxy_funnels
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import read_json, write_json, write_text
@@ -41,7 +39,6 @@ from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.offpolicy.evaluate import Propensity, evaluate
 from karmafunnel.simulator.replay.market_recipe import load_marketplace
 from karmafunnel.simulator.replay.options import RunOptions
-from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report import plots
@@ -56,9 +53,9 @@ from karmafunnel.simulator.report.page import (
     write_page,
 )
 from karmafunnel.simulator.report.table import Table, print_table, to_markdown
-from karmafunnel.simulator.world.likened import goods
 from karmafunnel.simulator.world.marketplace import Marketplace
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
+from karmafunnel.simulator.world.own_goods import lived_on
 from karmafunnel.simulator.world.simulate import simulate
 from karmafunnel.stages.policies import BestOrRandom
 from karmafunnel.terminal import Console
@@ -93,9 +90,7 @@ class Market:
         if place == "default":
             return cls(Marketplace())
         marketplace, _ = load_marketplace(place)
-        world = Log.open(place) if Path(place).is_dir() else None
-        own = world is not None and world.name != "world"  # it lived on a catalogue
-        return cls(marketplace, goods(world) if own and world is not None else None)
+        return cls(marketplace, lived_on(Log.open(place)) if Path(place).is_dir() else None)
 
     @property
     def n_items(self) -> int:
@@ -327,15 +322,11 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
         tables += [table_of(some, seed, world) for world, some in each]
     for one in tables:
         print_table(one, Console())
-    words = shlex.join(sys.argv[1:])
-    made_by = (
-        f"`python -m karmafunnel.benchmarks.validation.which_proxy {words}`, seed {seed}; "
-        f"{USERS:,} users, {ITEMS:,} items, {BEFORE} days of log, {DAYS} days of truth; "
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, one core of {processor()}."
-    )
+    sizes = f"{USERS:,} users, {ITEMS:,} items, {BEFORE} days of log, {DAYS} days of truth"
+    made = made_by("which_proxy", f"seed {seed}, {sizes}")
     texts = [to_markdown(one).rstrip() for one in tables]
-    write_text(out / "which_proxy.md", "\n\n".join([*texts, made_by, ""]))
-    write_page(out / "which_proxy.html", page_of(found, tables, f"which_proxy {words}"))
+    write_text(out / "which_proxy.md", "\n\n".join([*texts, made, ""]))
+    write_page(out / "which_proxy.html", page_of(found, tables, made))
 
 
 if __name__ == "__main__":

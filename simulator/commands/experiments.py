@@ -89,7 +89,7 @@ def asked(
     from ..experiment.arms import Design
     from ..experiment.experiment import Experiment
     from ..replay.market_recipe import load_marketplace
-    from ..world.own_goods import goods_of_world
+    from ..world.own_goods import lived_on
 
     market, _ = load_marketplace(world)
     stock, sizes = read_catalogue(catalogue), {"users": users, "items": items}
@@ -100,8 +100,7 @@ def asked(
             if source(name) is ParameterSource.DEFAULT:
                 sizes[name] = made.meta["world"].get(name)
                 check_bound(f"{world}/log.json", f"world_{name}", **{f"world.{name}": sizes[name]})
-        if stock is None and made.name != "world":  # it lived on a catalogue
-            stock = goods_of_world(made)
+        stock = lived_on(made) if stock is None else stock
     cache = click.get_current_context().with_resource(cache_folder(no_cache))
     planned = Design(slots=market.engine.slots, **design)
     return Experiment(recipes, market, planned, cache=cache, catalogue=stock, **sizes)

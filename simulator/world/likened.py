@@ -42,8 +42,8 @@ class Likened:
 
     users: of the log, with those whom it has not seen yet; days: of the log; items: of the log, of
     invented ones within limits. goods: its own, with what it says of each; None where they cannot
-    be used. told: by field of the marketplace what was
-    fitted, or why it is as by default; goods; pilot: what simulated logs moved.
+    be used. told: by field of the marketplace what was fitted, or why it is as by default; "goods"
+    and "pilot": what they are, and what simulated logs moved.
     """
 
     marketplace: Marketplace

@@ -25,8 +25,7 @@ def goods(log: Log) -> Catalogue | None:
 
     Prices are list prices, else those seen last. Items without a title are called by their
     attributes, or their id. Where they have no category, their first attribute is it, else the last
-    word of their title. What
-    users filter by is left out: a simulated shop adds its own.
+    word of their title. What users filter by is left out: a simulated shop adds its own.
     """
     price = known_prices(log) if log.has("price") else np.zeros(0)
     if not (price > 0).any() or log.n_items < LEAST:
@@ -138,3 +137,10 @@ def goods_of_world(made: Log) -> Catalogue | None:
         return shop
     told = table.select("item_id", *SETTLED).collect()
     return Catalogue(shop.items.join(told, on="item_id", how="left"), shop.meta)
+
+
+def lived_on(made: Log) -> Catalogue | None:
+    """The catalogue that a World lived on, as `goods_of_world`; None where its goods were
+    invented.
+    """
+    return None if made.name == "world" else goods_of_world(made)
