@@ -53,6 +53,11 @@ class Candidates:
 class Policy(Typed, ABC):
     """How a list is drawn from scored candidates, slot by slot, without replacement."""
 
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What a funnel shows by it, in words."""
+
     @abstractmethod
     def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
         """The probability of each candidate in the next slot, (n, m), of which those `left` (n, m)
@@ -121,6 +126,10 @@ class PlackettLuce(Policy):
     def __post_init__(self) -> None:
         check_bound("PlackettLuce", Bound(0.0, 1e6, above=True), temperature=self.temperature)
 
+    @property
+    def words(self) -> str:
+        return f"items drawn by softmax(score / {self.temperature:g})"
+
     def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
         utility = np.where(left, score / self.temperature, -np.inf)
         best = utility.max(axis=1, initial=-np.inf, keepdims=True)
@@ -140,6 +149,11 @@ class BestOrRandom(Policy):
 
     def __post_init__(self) -> None:
         check_bound("BestOrRandom", Bound(0.0, 1.0), exploration=self.exploration)
+
+    @property
+    def words(self) -> str:
+        any_item = f", but any candidate in {self.exploration:.0%} of the slots"
+        return "its best items" + any_item * (self.exploration > 0)
 
     def choice(self, score: np.ndarray, left: np.ndarray) -> np.ndarray:
         number = left.sum(axis=1, keepdims=True)

@@ -4,6 +4,7 @@ bad input.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
@@ -19,7 +20,13 @@ from karmafunnel.simulator.measure.intervals import Ratio, Total, interval, resa
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.offpolicy import reading
 from karmafunnel.simulator.offpolicy.estimate_page import ENOUGH, estimates_figure
-from karmafunnel.simulator.offpolicy.estimate_tables import NARROW, warnings
+from karmafunnel.simulator.offpolicy.estimate_tables import (
+    NARROW,
+    advice,
+    estimates_table,
+    shown_rows,
+    warnings,
+)
 from karmafunnel.simulator.offpolicy.estimators import (
     DM,
     DR,
@@ -28,11 +35,12 @@ from karmafunnel.simulator.offpolicy.estimators import (
     Logged,
     ReplayMethod,
 )
-from karmafunnel.simulator.offpolicy.evaluate import evaluate
+from karmafunnel.simulator.offpolicy.evaluate import FEWEST, evaluate
 from karmafunnel.simulator.offpolicy.support import Support
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.table import cell_of
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.explore import Explore
 from karmafunnel.stages.policies import (
@@ -501,6 +509,30 @@ def test_estimates_are_drawn_beside_what_they_rest_on(logged: tuple[Log, Run]) -
     colours = dict(zip(bars["x"], bars["marker"]["color"], strict=True))
     assert all((colour == ENOUGH) == (x >= NARROW) for x, colour in colours.items())
     assert plot["layout"]["shapes"][0]["x0"] == found.logged["value"]
+
+
+@pytest.mark.parametrize(
+    ("effective", "mean", "begins"),
+    [(400.0, 1.0, "Read DR: "), (60.0, 0.9, "Read DR, as a hint: it rests on 60 effective requests"),
+     (400.0, 0.2, "Trust no row: the mean weight is 0.2"), (2.0, 0.01, "This log cannot tell: ")],
+)  # fmt: skip
+def test_the_first_line_says_what_to_read(
+    logged: tuple[Log, Run], effective: float, mean: float, begins: str
+) -> None:
+    found = evaluate(logged[1], logged[0], PlackettLuce(300.0), slots=2)
+    support = {kind: replace(one, effective=effective, mean=mean) for kind, one in found.support.items()}
+    rows = [
+        row | {"refused": "few"} if effective < FEWEST and row["estimator"] != "DM" else row
+        for row in found.rows
+    ]
+    told = replace(found, support=support, rows=rows)
+    assert advice(told).startswith(begins)
+    assert any("mean weight is far" in one for one in warnings(told)) == (mean < 0.7)
+    table = estimates_table(told, PlackettLuce(300.0), "clicks")
+    shown = {cell_of(row[0]).flat: row for row in table.rows}
+    assert shown.keys() == {"the log itself"} | {row["estimator"] for row in rows if not row["refused"]}
+    assert cell_of(shown["DM"][1]).small == "" != cell_of(shown["the log itself"][1]).small
+    assert all(row["low"] is None for row in shown_rows(told) if row["estimator"] == "DM")
 
 
 # -- a funnel that draws its lists -----------------------------------------------------------------

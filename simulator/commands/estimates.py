@@ -85,7 +85,13 @@ def ope(
     from ...stages.policies import BestOrRandom, PlackettLuce, Policy
     from ..measure.run import Run
     from ..offpolicy.estimate_page import estimate_page
-    from ..offpolicy.estimate_tables import estimates_table, support_table, warnings
+    from ..offpolicy.estimate_tables import (
+        advice,
+        estimates_table,
+        shown_rows,
+        support_table,
+        warnings,
+    )
     from ..offpolicy.evaluate import evaluate
     from ..offpolicy.reading import own_policy
     from ..report.page import write_page
@@ -125,10 +131,13 @@ def ope(
     if as_json:
         support = {kind: asdict(one) for kind, one in found.support.items()}
         told = {"policy": repr(policy), "reward": reward, "slots": slots, "requests": found.n}
-        told |= {"propensity": propensity}
-        said = {"support": support, "logged": found.logged, "rows": found.rows}
+        told |= {"propensity": propensity, "read": advice(found)}
+        said = {"support": support, "logged": found.logged, "rows": shown_rows(found)}
         stages = {name: asdict(one) for name, one in found.stages.items()}
         print(json.dumps(told | said | {"stages": stages, "marks": warnings(found)}))
         return
+    out.print(advice(found), style="bold")
     print_table(support_table(found), out, verbose)
+    for mark in warnings(found):
+        out.print(mark)
     print_table(estimates_table(found, policy, reward), out, verbose)

@@ -29,7 +29,6 @@ from .parameters import (
 )
 
 if TYPE_CHECKING:
-    from ..experiment.arms import Design
     from ..experiment.experiment import Experiment
     from ..experiment.figures_by_arm import Result
 
@@ -146,20 +145,18 @@ def abtest(
     if as_json:
         print(json.dumps(experiment.told(result)))
     else:
-        print_result(result, experiment.design, experiment.names, verbose)
+        print_result(result, experiment, verbose)
         out.print(f"{place / 'experiment.html'}", soft_wrap=True)
 
 
-def print_result(
-    result: Result, design: Design, names: tuple[str, str], verbose: bool | None = None
-) -> None:
+def print_result(result: Result, experiment: Experiment, verbose: bool | None = None) -> None:
     """Print an A/B test, what is wrong with it first."""
     from ..experiment.result_tables import lines_table, shops_table, warnings
     from ..report.table import print_table
 
-    for warning in warnings(result, names):
+    for warning in warnings(result, experiment.names):
         out.print(warning)
-    print_table(lines_table(result, design), out, verbose)
+    print_table(lines_table(result, experiment.design, experiment.currency), out, verbose)
     print_table(shops_table(result), out, verbose)
 
 

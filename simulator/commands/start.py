@@ -110,7 +110,7 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
         outcome, result = experiment.test(say=status.update)
     experiment.write(folder_out / "abtest", outcome, result, "karmafunnel demo")
     experiment.forget()
-    print_result(result, experiment.design, experiment.names)
+    print_result(result, experiment)
     pages = [folder_out / name for name in ("report.html", "load.html", "abtest/experiment.html")]
     lines = (
         f"{time.perf_counter() - start:.0f} s. Open {pages[0]}, {pages[1]} and {pages[2]} in a "

@@ -23,7 +23,7 @@ from ..world.click_lists import Shown
 from ..world.open_shop import Answers, Shop
 from ..world.visits import Visits
 from .past import Past
-from .serving import Server, best
+from .serving import Server, best, opened
 from .split import Split
 
 SUMS = ("requests", "clicks", "purchases", "gmv")
@@ -74,7 +74,7 @@ class Design(Typed):
         if self.retrain >= self.days:
             found = f"{self.days} days"
             needed = f"more days than the {self.retrain} from one fit to the next"
-            hint = "retrain=0 fits once"
+            hint = "--retrain 0 (retrain=0) fits once"
             raise KarmafunnelError("Design", what="days", needs=needed, found=found, hint=hint)
 
     @property
@@ -201,7 +201,7 @@ def served(
     """
     ones = np.ones((1, design.slots))
     shop.marketplace.browsing.marginal(Shown(ones, 1 - ones))  # refuses lists that are too long
-    past, fits = Past(shop.items, META, design.keep), False
+    past, fits, first = Past(shop.items, META, design.keep), False, True
     for day in range(-design.before, design.days):
         if day >= 0:
             say(f"day {day + 1} of {design.days}")
@@ -226,19 +226,31 @@ def served(
                 gc.collect()  # a log and what was counted of it refer to each other
             answers = shop.answer(visits, lists)
             past.add(visits.requests, shop.exposures(visits, lists, answers))
+            if first:
+                servers.check(past.first())
+            first = False
             yield day, visits, lists, answers
 
 
 class Servers:
-    """The recipes at work, fitted when they are first asked for lists.
-
-    Raises KarmafunnelError for recipes with different labels.
-    """
+    """The recipes at work, fitted when they are first asked for lists."""
 
     def __init__(self, recipes: Sequence[str], cache: Path, seed: int, say: Progress):
         self.recipes, self.cache, self.seed, self.say = recipes, cache, seed, say
         self.fitted: list[Server] = []
         self.learn_from: Log | None = None
+
+    def check(self, log: Log) -> None:
+        """Raises KarmafunnelError for what is no recipe on this log, a row that a recipe lacks, and
+        recipes with different labels; nothing is fitted.
+        """
+        labels = {recipe: opened(recipe, log).label for recipe in self.recipes}
+        if len({*labels.values()}) > 1:
+            found = " and ".join(f"{label} in {recipe}" for recipe, label in labels.items())
+            hint = 'write label = "click" or label = "purchase" into both files'
+            raise KarmafunnelError(
+                "experiment", needs="recipes with one label", found=found, hint=hint
+            )
 
     def learn(self, log: Log) -> None:
         """Fit again, on this log, before the next lists."""
@@ -249,9 +261,6 @@ class Servers:
             for recipe in self.recipes:
                 self.say(f"fitting {recipe}")
                 self.fitted.append(Server.of(recipe, self.learn_from, self.cache, self.seed))
-            labels = [server.recipe.label for server in self.fitted]
-            if len(set(labels)) > 1:
-                raise KarmafunnelError("experiment", needs="recipes with one label", found=labels)
         return self.fitted
 
     def lists(self, log: Log, visits: Visits, arms: np.ndarray, slots: int) -> np.ndarray:

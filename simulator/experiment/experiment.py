@@ -64,6 +64,12 @@ class Experiment:
         )
 
     @property
+    def currency(self) -> str:
+        """That of the prices."""
+        told = None if self.catalogue is None else self.catalogue.meta.get("currency")
+        return str(told or "EUR")
+
+    @property
     def names(self) -> tuple[str, str]:
         """Of the recipes: the row, else the file without its suffix."""
         a, b = (row or Path(file).stem for file, _, row in self._parts)
@@ -143,7 +149,7 @@ class Experiment:
 
     def write(self, place: Path, outcome: Outcome, result: Result, command: str) -> None:
         """Write experiment.json, users.parquet, items.parquet and experiment.html; all or none."""
-        page = result_page(result, self.design, self.names, command, self.record)
+        page = result_page(result, self.design, self.names, command, self.record, self.currency)
         with atomic_folder(place, sealed=True) as temporary:
             write_parquet(temporary / "users.parquet", outcome.users)
             write_parquet(temporary / "items.parquet", outcome.items)

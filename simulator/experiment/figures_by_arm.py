@@ -135,7 +135,8 @@ def read(
         arms = sums.arm[there]
         if np.bincount(arms, minlength=2).min() >= 2:
             found_back = effect(back.where(arms == 0), back.where(arms == 1), confidence)
-            lines.append(Line(BACK, found_back, [], np.empty((0, 2)), None, None, truths.get(BACK)))
+            least = smallest(back, arms, confidence)
+            lines.append(Line(BACK, found_back, [], np.empty((0, 2)), *least, truths.get(BACK)))
     room = np.bincount(sums.arm, sums.summed("requests"), minlength=2) * design.slots
     return Result(lines, design.split.check(sums.arm), shops(outcome.items, sellers, room))
 
@@ -162,15 +163,24 @@ def line(
     pair = [whole.where(sums.arm == arm) for arm in (0, 1)]
     there_at_once = np.bincount(sums.arm[sums.arrived == 0], minlength=2).min() >= 2
     looks = daily(each, sums.arm, sums.arrived, confidence=confidence) if there_at_once else []
-    smallest = smallest_lift = None
-    if np.ptp(whole.values) > 0:
-        share, n = float((sums.arm == 1).mean()), len(whole)
-        smallest = Plan.of(whole, share, confidence).smallest_effect(n)
-        if whole.values.mean():
-            smallest_lift = Plan.of(whole, share, confidence, lift=True).smallest_effect(n)
     always = always_valid(looks) if looks else np.empty((0, 2))
     whole_effect = effect(pair[0], pair[1], confidence)
-    return Line(name, whole_effect, looks, always, smallest, smallest_lift, truth)
+    return Line(name, whole_effect, looks, always, *smallest(whole, sums.arm, confidence), truth)
+
+
+def smallest(
+    whole: Outcomes, arms: np.ndarray, confidence: float
+) -> tuple[float | None, float | None]:
+    """The smallest differences that users of both arms show, as in `Line`; None where all users are
+    the same.
+    """
+    if np.ptp(whole.values) == 0:
+        return None, None
+    share, n = float((arms == 1).mean()), len(whole)
+    amount = Plan.of(whole, share, confidence).smallest_effect(n)
+    if not whole.values.mean():
+        return amount, None
+    return amount, Plan.of(whole, share, confidence, lift=True).smallest_effect(n)
 
 
 def truth(alone: tuple[Outcome, Outcome], design: Design) -> dict[str, float]:

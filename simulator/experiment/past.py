@@ -37,6 +37,11 @@ class Past:
         self.requests.append(requests.with_columns(pl.lit("W3").alias("window")))
         self.exposures.append(exposures)
 
+    def first(self) -> Log:
+        """The log of what is there, all of it in W1."""
+        requests = pl.concat(self.requests).with_columns(window=pl.lit("W1"))
+        return Log.make(self.items, requests, pl.concat(self.exposures), self.meta)
+
     def begin_fit(self) -> None:
         """Drop what is older than `days`, and cut the rest into windows by time.
 

@@ -16,34 +16,52 @@ from .duel import Duel
 from .figures_by_arm import Line, Result
 from .result_tables import duel_table, lines_table, shops_table, short_lists, warnings
 
+ARMS = "control", "treated"
 FIXED, ALWAYS = "#3b6fb5", "#b58b3b"
 POINTS = 600  # of a line, at most
 
 
 def result_page(
-    result: Result, design: Design, names: tuple[str, str], command: str, record: Mapping[str, str]
+    result: Result,
+    design: Design,
+    names: tuple[str, str],
+    command: str,
+    record: Mapping[str, str],
+    currency: str = "EUR",
 ) -> Page:
     """The page of an A/B test.
 
     Args:
         names: of the two recipes, the control first.
         record: titles and texts of what was run.
+        currency: of GMV.
     """
     top: list[Block] = [Text(rich("{} (control) against {} (treated)", *names), "sub")]
     top += map(Warned, warnings(result, names))
-    table = [lines_table(result, design), shops_table(result)]
+    table = [lines_table(result, design, currency), shops_table(result)]
     known = [line for line in result.lines if line.looks]
     sections = [Section("figures", "Figures", "What users did", table)]
     if known:
         drawn: list[Block] = [
-            Text("Treated less control from all days so far. A difference whose outer interval "
-                 "leaves 0 out is one, whenever one looks; the inner interval holds on the last "
-                 "day alone."),
-            Figure(days_figure(known), {"fixed horizon": FIXED, "always valid": ALWAYS}),
+            Text("Treated less control from all days so far. A difference whose always-valid "
+                 "interval leaves 0 out is one, whenever one looks; the interval of one look holds "
+                 "on the last day alone."),
+            Figure(days_figure(known), {"one look": FIXED, "always valid": ALWAYS}),
         ]  # fmt: skip
         sections.append(Section("days", "Days", "Day by day", drawn))
     says = [Pre(text, title) for title, text in record.items()]
-    facts = Facts({"design": repr(design)})
+    users, planned = result.ratio.counts, result.ratio.shares
+    facts = Facts(
+        {
+            **{f"users, {name}": f"{n:,}" for name, n in zip(ARMS, users, strict=True)},
+            "planned": " and ".join(f"{share:.0%}" for share in planned),
+            "p of such a split": number(result.ratio.p),
+            "days": f"{design.days}, after {design.before} by the shop's own engine",
+            "fits": f"every {design.retrain} days" if design.retrain else "once",
+            "learnt from": f"the last {design.keep} days",
+            "design": repr(design),
+        }
+    )
     sections.append(Section("record", "Record", "What was run", [facts, *says]))
     return Page(f"A/B test: {names[0]} against {names[1]}", command, top, sections)
 

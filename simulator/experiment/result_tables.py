@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..measure.differences import holm
 from ..report.measure_table import valued
 from ..report.table import Cell, Table, number
 from .arms import Design
@@ -15,7 +16,7 @@ from .interleaving import SIDES
 FULL = 0.9  # share of slots below which lists are said to be short
 
 
-def lines_table(result: Result, design: Design) -> Table:
+def lines_table(result: Result, design: Design, currency: str = "EUR") -> Table:
     """One row a figure: both arms, the difference at the end, as an interval that may be looked at
     every day, as a share of the control's, and what it is in truth.
     """
@@ -23,7 +24,7 @@ def lines_table(result: Result, design: Design) -> Table:
     heads = ["figure", "control", "treated", "difference", "always valid", "lift"]
     heads += ["smallest found", "as a lift"]
     rows: list[list[str | Cell]] = []
-    for line in result.lines:
+    for line, sure in zip(result.lines, after_holm(result), strict=True):
         effect = line.effect
         low, high = effect.lift_interval
         lift = {"difference": as_known(effect.lift), "low": low, "high": high}
@@ -31,7 +32,7 @@ def lines_table(result: Result, design: Design) -> Table:
             line.name,
             number(effect.control),
             number(effect.treated),
-            valued(difference(line), signed=True),
+            valued(difference(line) | {"holm": sure}, signed=True),
             always(line),
             valued(lift, signed=True),
             "n/a" if line.smallest is None else number(line.smallest),
@@ -39,12 +40,16 @@ def lines_table(result: Result, design: Design) -> Table:
         ]
         rows.append([*row, "n/a" if line.truth is None else number(line.truth)] if true else row)
     below = [
-        "difference: treated less control, with its 95% interval if it is looked at once, at the "
-        "end; CUPED takes out what users did before.",
-        "always valid: its interval at the end, if one looks every day and may stop at any time.",
+        *verdict(result),
+        "difference: treated less control, with the 95% interval of one look, at the end; CUPED "
+        "takes out what users did before. *: it excludes 0; **: also after Holm's correction for "
+        f"{len(result.lines)} figures.",
+        "always valid: the interval at the end of those who look every day and may stop at any "
+        "time.",
         "smallest found: the true difference that so many users show with a power of 80%, if it is "
         "the same amount for every treated user; as a lift: if it multiplies what each of them "
         "does, so that they also vary more.",
+        f"GMV: in {currency}.",
         "expected: what the lists shown were worth, without the chance of clicks; no shop sees it.",
     ]
     if not any(line.looks for line in result.lines):
@@ -61,6 +66,35 @@ def lines_table(result: Result, design: Design) -> Table:
         title=f"{design.days} days, {users}",
         below=below,
     )
+
+
+def after_holm(result: Result) -> list[bool]:
+    """Which figures differ by one look at the end, corrected for how many there are."""
+    level = 1 - result.lines[0].effect.confidence
+    return holm([line.effect.p for line in result.lines], level)
+
+
+def verdict(result: Result) -> list[str]:
+    """What the test decides, in sentences."""
+    if result.ratio.mismatch:
+        return ["Nothing is decided: the arms are not as large as planned."]
+    named: dict[bool, list[str]] = {True: [], False: []}
+    for line, sure in zip(result.lines, after_holm(result), strict=True):
+        lift = line.effect.lift
+        told = f" {lift:+.1%}" if math.isfinite(lift) else ""
+        named[sure].append(line.name + told * sure)
+    found = []
+    if named[True]:
+        found.append(
+            "Significant, looked at once and after Holm's correction (**): "
+            f"{'; '.join(named[True])}."
+        )
+    if named[False]:
+        found.append(
+            f"Not significant: {'; '.join(named[False])}. That does not say that there is no "
+            "difference: a true one below `smallest found` is often missed."
+        )
+    return found
 
 
 def difference(line: Line) -> dict[str, Any]:
@@ -120,6 +154,9 @@ def shops_table(result: Result) -> Table:
     """What the arms did to the shop."""
     rows = [[name, *(number(one[name]) for one in result.shops)] for name in result.shops[0]]
     below = [
+        "items shown: share of the catalogue that an arm showed at least once. Gini of sellers: "
+        "how unequal the GMV of brands is, 0 where all have the same, near 1 where one has all. "
+        "slots filled: share of the slots of its lists.",
         "No interval: to a resample of users fewer different items are shown and sold than to all "
         "of them. To an arm of more users, more are.",
     ]
@@ -160,20 +197,39 @@ def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
     """Which recipe won, by how much, and after how many requests that was certain."""
     found, running = duel.preference(), duel.running()
     low, high = found.interval
-    after = running.certain_after
-    won = dict(zip(SIDES, names, strict=True)).get(running.winner, "none")
+    after, end, half = running.certain_after, float(running.value[-1]), float(running.half[-1])
+    won = dict(zip(SIDES, names, strict=True)).get(running.winner, "not certain")
     rows: list[list[str | Cell]] = [
         ["preference for B", valued({"difference": found.value, "low": low, "high": high}, True)],
         ["requests with a winner", f"{found.decided:.1%} of {found.requests:,}"],
         ["certain after", "never" if after is None else f"{after:,} requests"],
+        [
+            "always valid",
+            f"[{number(end - half, True)}, {number(end + half, True)}]"
+            if math.isfinite(half)
+            else "not yet: it needs a hundred users who preferred one",
+        ],
         ["winner", won],
         ["slots filled by A and B", f"{duel.filled[0]:.1%} and {duel.filled[1]:.1%}"],
     ]
     below = [
         f"A: {names[0]}. B: {names[1]}. Lists were mixed by {way}.",
-        "preference: share of requests that B won less those that A won, with a 95% interval.",
-        "certain: the first time that the always-valid interval excluded 0.",
+        "preference: share of requests that B won less those that A won, with the 95% interval of "
+        "one look, at the end.",
+        "always valid: the interval at the end of those who look after each request and may stop. "
+        "It names the winner; certain: the first time that it excluded 0.",
     ]
+    if not running.winner:
+        once = (
+            " By one look at an end that was fixed before, "
+            f"{names[1] if found.value > 0 else names[0]} would be ahead."
+            if low > 0 or high < 0
+            else ""
+        )
+        below.insert(
+            0,
+            f"No winner is certain yet.{once} More --days or --users make it so, if there is one.",
+        )
     if warning := short_lists(duel.filled, names):
         below.append(f"{warning} A mixed list ends where one of both does.")
     return Table(["interleaving", "clicks"], rows, below=below)

@@ -41,12 +41,9 @@ class Server:
             cache: see above.
 
         Raises:
-            KarmafunnelError: as `load_recipe`, `Recipe.row` and `prepare` do.
+            KarmafunnelError: as `opened` and `prepare` do.
         """
-        file, _, row = recipe.partition("::")
-        loaded = load_recipe(file, log)
-        if row:
-            loaded = loaded.row(row)
+        loaded = opened(recipe, log)
         fitted = prepare(loaded, log, RunOptions(seed=seed, cache=Kept(cache)))
         return cls(loaded, fitted, cache)
 
@@ -70,6 +67,17 @@ class Server:
             for i, (stage, key) in enumerate(zip(funnel.stages, self.fitted.keys, strict=True))
         )
         return FittedFunnel(context, stages, train=funnel.train)
+
+
+def opened(recipe: str, log: Log) -> Recipe:
+    """A recipe for this log; FILE::ROW for a row of a table's recipe.
+
+    Raises:
+        KarmafunnelError: as `load_recipe` and `Recipe.row` do.
+    """
+    file, _, row = recipe.partition("::")
+    loaded = load_recipe(file, log)
+    return loaded.row(row) if row else loaded
 
 
 def best(funnel: FittedFunnel, requests: np.ndarray, slots: int) -> np.ndarray:

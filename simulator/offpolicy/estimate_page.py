@@ -6,11 +6,17 @@ from ...stages.policies import Policy
 from ..report import plots
 from ..report.measure_table import valued
 from ..report.page import Block, Figure, Page, Plot, Section, Text, Warned, rich
-from .estimate_tables import NARROW, estimates_table, support_table, warnings
-from .estimators import CLICK_ESTIMATORS, ESTIMATORS
+from .estimate_tables import (
+    NARROW,
+    READS,
+    advice,
+    estimates_table,
+    shown_rows,
+    support_table,
+    warnings,
+)
 from .evaluate import Evaluation
 
-READS = {name: one.reads for name, one in (ESTIMATORS | CLICK_ESTIMATORS).items()}
 ESTIMATE, FEW, ENOUGH = "#3b6fb5", "#c75f5f", "#4f9d78"
 
 
@@ -19,13 +25,14 @@ def estimate_page(
 ) -> Page:
     """The page of an evaluation. names: of the Run and of the log."""
     top: list[Block] = [Text(rich("{} on log {}: {} a request", *names, reward), "sub")]
+    top.append(Text(advice(found), "sub"))
     top += [Warned(mark) for mark in warnings(found)]
     units = "slots" if found.model is not None else "requests"
     drawn: list[Block] = [
         Text("Left: what the funnel would have earned, by each estimator; dotted: what the log"
              f" itself earned. Right: the effective {units} that an estimator rests on, however"
-             " many the log has. DM rests on a model alone. Without a point an estimator is"
-             " refused."),
+             " many the log has. DM rests on a model alone, and has no interval. Without a point an"
+             " estimator is refused."),
         Figure(
             estimates_figure(found, reward, units),
             {f"fewer than {NARROW:g}, intervals too narrow": FEW, "enough": ENOUGH},
@@ -44,7 +51,7 @@ def estimates_figure(found: Evaluation, reward: str, units: str) -> Plot:
     names = [row["estimator"] for row in found.rows]
     domains, height = plots.panes(2, 2, 26 * len(names) + 12, gap=0.06)
     layout = plots.blank(height, left=20, bottom=40) | {"shapes": []}
-    told = [(i, row) for i, row in enumerate(found.rows) if not row["refused"]]
+    told = [(i, row) for i, row in enumerate(shown_rows(found)) if not row["refused"]]
     rows = [row for _, row in told]
     estimates = {
         "type": "scatter",

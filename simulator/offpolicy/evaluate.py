@@ -22,7 +22,7 @@ from .logger import among, by_stage, logged_choice, never_shown, with_propensiti
 from .propensities import OFF, balance, with_estimates
 from .reading import Choice, LoggedLists, choice_of, lists_of
 from .reward_model import guess
-from .support import Support
+from .support import INSTEAD, Support
 
 Propensity = Literal["log", "estimated", "clicks"]
 FEWEST = 10.0  # effective requests below which an estimate is refused
@@ -110,7 +110,7 @@ def evaluate(
                 f"off-policy estimates on log {log.name}", needs=needed, found=had
             )
     choice = choice_of(run, log, lists)
-    who = f"off-policy estimates of {run.name} by {policy!r}"
+    who = f"off-policy estimates of {run.name}, which shows {policy.words}"
     if propensity == "clicks":
         clicked = first(lists_of(run, log, "clicks", False), slots).reward
         worth = worth_of_clicks(lists, choice, clicked, log.n_items, seed)
@@ -167,6 +167,7 @@ def judge(
             needs=f"weights within {OFF:g} standard errors of their mean",
             found=f"{off[worst]:+.1f} in slot {worst + 1}: the log chose by more than slot, item "
             "and this funnel's score",
+            hint=INSTEAD,
         )
     weights: dict[Of, np.ndarray] = {
         "list": np.repeat(prefix[:, -1:], prefix.shape[1], axis=1),
@@ -229,6 +230,7 @@ def judge_clicks(
             needs="one attraction for each item to explain the clicks",
             found=f"what this funnel scores high in a list earned {off:+.1f} standard errors more "
             "than it says: place and worth to the request cannot be told apart",
+            hint=INSTEAD,
         )
     each = [
         Logged(lists.reward, {"click": x.weight}, lists.cluster, x.predicted, direct=x.direct)

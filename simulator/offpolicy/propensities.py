@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 
 from ...errors import KarmafunnelError
 from .reading import Choice, LoggedLists
+from .support import INSTEAD
 
 FOLDS = 3
 FEWEST = 5  # times that an item is shown in a slot to other users
@@ -38,7 +39,8 @@ def with_estimates(lists: LoggedLists, choice: Choice, seed: int, who: str) -> L
     n, k = lists.item.shape
     if n * len(shown) > CELLS:
         needs = f"at most {CELLS:,} requests x items to estimate propensities"
-        raise KarmafunnelError(who, needs=needs, found=f"{n:,} x {len(shown):,}")
+        found = f"{n:,} x {len(shown):,}"
+        raise KarmafunnelError(who, needs=needs, found=found, hint=INSTEAD)
     users = int(lists.cluster.max(initial=-1)) + 1
     if users < FOLDS:
         raise KarmafunnelError(who, needs=f"at least {FOLDS} users", found=f"{users}")
@@ -66,6 +68,7 @@ def with_estimates(lists: LoggedLists, choice: Choice, seed: int, who: str) -> L
                     "users, to estimate it",
                     found=f"request {lists.request_id[int(rare[0])]!r} with an item that slot "
                     f"{slot + 1} shows {times[at[rare[0], slot]]} times",
+                    hint=INSTEAD,
                 )
             model = fitted(score[others], none[others], left[others], at[others, slot])
             log_p = said(model, score[mine], none[mine], left[mine])

@@ -8,6 +8,11 @@ import numpy as np
 
 from ...errors import KarmafunnelError
 
+# what a user can do where no estimate is to be had
+INSTEAD = (
+    "let the engine show something else now and then and record `propensity`, or run an A/B test"
+)
+
 
 @dataclass(frozen=True)
 class Support:
@@ -52,4 +57,5 @@ class Support:
                 "evaluated policy shows as well",
                 found=f"{self.effective:.2g} of {self.n:,} requests; {self.unseen:.0%} of what it "
                 f"shows never stands in the log{first}",
+                hint=INSTEAD,
             )

@@ -121,6 +121,8 @@ class Recipe:
         """
         if name not in self.rows:
             who, rows = f"recipe {self.name}", list(self.rows)
+            if not rows:
+                raise KarmafunnelError(who, needs="no row: it exports no `rows`", found=repr(name))
             hint = meant(name, rows)
             raise KarmafunnelError(who, needs=f"a row of {rows}", found=repr(name), hint=hint)
         if name in self.errors:
