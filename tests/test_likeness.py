@@ -429,6 +429,7 @@ def test_command_and_page(tmp_path):
     said = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "card.html")])
     assert said.exit_code == 0, said.output
     assert "FAIL: " in said.stdout and "clicks by position (FAIL)" in " ".join(said.stdout.split())
+    assert "do not carry over, the order of funnels may. For the order" in " ".join(said.stdout.split())
     page = (tmp_path / "card.html").read_text()
     assert "&lt;b&gt;other" in page and "<b>other" not in page
     for heading in ("Line by line", "Where it differs", "Real and simulated"):
@@ -439,6 +440,8 @@ def test_command_and_page(tmp_path):
     assert {one["name"] for one in told_as_json["lines"]} >= {"click rate", "order of funnels"}
     said = CliRunner().invoke(main, ["likeness", str(tmp_path / "a"), str(tmp_path / "none")])
     assert said.exit_code == 1 and "needs a log folder" in said.output
+    said = CliRunner().invoke(main, [*words, "--limit", "5"])
+    assert said.exit_code == 1 and "--limit needs --funnels" in said.output
 
 
 @pytest.mark.slow

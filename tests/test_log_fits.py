@@ -260,6 +260,9 @@ def test_visiting_rates_and_arrivals(rates, arrived):
     assert within(found.mean, rates.mean) and within(found.spread, spread)
     assert found.arrived.low - 0.02 <= arrived <= found.arrived.high + 0.02
     assert found.users == pytest.approx(3000, rel=0.05)
+    assert not found.mean.bound and not found.spread.bound
+    # that nobody came later is where the likelihood is flat, and no figure
+    assert ("at the bound" in str(found.arrived)) == found.arrived.bound == (found.arrived.value < 1e-3)
 
 
 def test_sessions():

@@ -57,11 +57,11 @@ def ranked(*features: Feature, vectors: str = "", trees: int = 60) -> Funnel:
     )
 
 
-def rows(log: Log) -> dict[str, Row]:
+def rows(log: Log | None = None) -> dict[str, Row]:
     everything = (Popularity(), BM25(), Price(), Own(depth=100), Similarity("cooccurrence"))
     plain = replace(KARMA_SMALL, gen=0.0, rec=0.0)
     return {
-        against: Row(funnel(log)),
+        against: Row(funnel()),
         "popular these days": Row(Join([Popular(k=100, days=7)], k=100)),
         "bought before": Row(Join([Repeat(k=60), Popular(k=60)], k=100)),
         "words": Row(Join([BM25Recall(k=150), Popular(k=20)], k=150)),
@@ -84,5 +84,5 @@ def rows(log: Log) -> dict[str, Row]:
     }
 
 
-def funnel(log: Log) -> Stage:
+def funnel(log: Log | None = None) -> Stage:
     return Join([Popular(k=100)], k=100)

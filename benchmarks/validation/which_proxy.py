@@ -27,7 +27,7 @@ import polars as pl
 from karmafunnel.benchmarks.studies import proxy_funnels
 from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
-from karmafunnel.errors import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError, meant
 from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.keys import cache_root, code_of, content_key
 from karmafunnel.log import Catalogue, Log
@@ -67,7 +67,7 @@ ESTIMATES: dict[Propensity, tuple[str, ...]] = {
     "clicks": ("CIPS", "CDR"),
 }
 DRAWN = ("HR@10 at the end", "GMV-HR@10 at the end", "gAUC:request:exposures at the end")
-COLOUR = "#3b6fb5"
+COLOUR, CHOICE, BEST = "#3b6fb5", "#c9822b", "#4f9d78"
 STAGES = {"recall": "at recall", "prerank": "at pre-ranking"}
 FEWEST = 8  # funnels that a figure is judged by
 CLOSE = 0.1  # a pair is close if the better funnel is worth less than this more
@@ -113,6 +113,16 @@ class Market:
                 catalogue=self.catalogue,
             ).write(folder)
         return Log.open(folder)
+
+
+def asked_for(only: Sequence[str]) -> list[str]:
+    """The funnels asked for, by default all; raises KarmafunnelError for an unknown one."""
+    known = list(proxy_funnels.rows())
+    for name in only:
+        if name not in known:
+            hint = meant(name, known)
+            raise KarmafunnelError("--only", needs=f"one of {known}", found=repr(name), hint=hint)
+    return [name for name in known if name in only or not only]
 
 
 def proxies(name: str, log: Log, folder: Path, seed: int) -> dict[str, float | None]:
@@ -259,16 +269,24 @@ def scatter(found: Sequence[dict[str, Any]]) -> Plot:
     for i, ((world, figure), domain) in enumerate(
         zip(product(worlds, DRAWN), domains, strict=True)
     ):
-        some = [one for one in found if one["world"] == world and one["proxies"].get(figure)]
+        some = [
+            one for one in found if one["world"] == world and one["proxies"].get(figure) is not None
+        ]
+        chosen = max(some, key=lambda one: one["proxies"][figure], default=None)
+        best = max(some, key=lambda one: one["truth"]["GMV"], default=None)
+        colours = {id(chosen): CHOICE} | {id(best): BEST}
         data.append(
             {
                 "type": "scatter",
-                "mode": "markers",
+                "mode": "markers+text",
                 "x": [one["proxies"][figure] for one in some],
                 "y": [one["truth"]["GMV"] for one in some],
-                "text": [rich("{}", one["funnel"]) for one in some],
-                "hovertemplate": rich("%{text}: %{x:.3f}, %{y:.2f}<extra></extra>"),
-                "marker": {"color": COLOUR, "size": 8},
+                "customdata": [rich("{}", one["funnel"]) for one in some],
+                "text": [rich("{}", one["funnel"]) if id(one) in colours else "" for one in some],
+                "textposition": ["top left" if one is best else "bottom left" for one in some],
+                "textfont": {"size": 10},
+                "hovertemplate": rich("%{customdata}: %{x:.3f}, %{y:.2f}<extra></extra>"),
+                "marker": {"color": [colours.get(id(one), COLOUR) for one in some], "size": 8},
                 **plots.on(i),
             }
         )
@@ -279,23 +297,50 @@ def scatter(found: Sequence[dict[str, Any]]) -> Plot:
 
 def page_of(found: Sequence[dict[str, Any]], tables: Sequence[Table], command: str) -> Page:
     """Points, and the tables."""
-    told = "A point is a funnel: its offline figure, and what its lists are worth to users."
-    drawn: list[Block] = [Text(told), Figure(scatter(found), {})]
+    told = (
+        "A point is a funnel: its offline figure, and what its lists are worth to users. Orange: "
+        "the one that the figure would choose; green: the one that earns most; where they are one, "
+        "green. The others are named when pointed at."
+    )
+    drawn: list[Block] = [
+        Text(told),
+        Figure(scatter(found), {"the figure's choice": CHOICE, "earns most": BEST}),
+    ]
+    shops = list(dict.fromkeys(one["world"] for one in found))
+    what = f"{len(found) // len(shops)} funnels in {len(shops)} simulated shops: {', '.join(shops)}"
+    top: list[Block] = [
+        Text(what, "sub"),
+        Text(
+            "Which offline figure names the better of two funnels, as users and money do? The "
+            "first table that follows has what each funnel is worth in truth, the second how often "
+            "each figure is right, over all shops, those that are right about money first.",
+        ),
+    ]
     sections = [
         Section("points", "Points", "Offline figure and truth", drawn),
         Section("tables", "Tables", "How often they agree", list(tables)),
     ]
-    return Page("Which offline figure to believe", command, [], sections)
+    return Page("Which offline figure to believe", command, top, sections)
 
 
-@click.command(cls=OneLineErrors)
+@click.command(cls=OneLineErrors, epilog=f"Funnels: {'; '.join(proxy_funnels.rows())}.")
 @click.argument("marketplaces", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--seed", type=click.IntRange(0, 1000), default=0, help="Of shops and funnels.")
-@click.option("--only", multiple=True, help="These rows of proxy_funnels.py alone.")
+@click.option("--only", multiple=True, metavar="ROW", help="These funnels alone.")
 def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, ...]) -> None:
-    """Compare what offline figures say of funnels with what they are worth to users."""
+    """Compare what offline figures say of funnels with what they are worth to users.
+
+    MARKETPLACES are recipes, logs that `world --recipe` or `world --like` wrote, or `default`. A
+    funnel takes half a minute or more in each; all that is done is kept in the folder.
+    """
     console, found = Console(stderr=True), []
+    names = asked_for(only)
+    if len(names) * len(marketplaces) < FEWEST:
+        console.print(
+            f"A figure is judged by {FEWEST} funnels at least, and {len(names)} are asked for in "
+            f"{len(marketplaces)} shops: the tables of agreement will be empty.",
+        )
     for number, place in enumerate(marketplaces):
         market, world = Market.of(place), Path(place).stem
         code = code_of(market.marketplace, by=(__name__, arms.__name__))
@@ -304,7 +349,7 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
         key = content_key(code, *asked, ITEMS, USERS, BEFORE, DAYS, SLOTS, seed)
         folder = out / "funnels" / key
         log = market.logged(seed, folder / "log")
-        for name in only or list(proxy_funnels.rows(log)):
+        for name in names:
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
             if not path.exists():
                 console.print(f"{world}: {name}", style="dim")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...errors import KarmafunnelError
 from ...files import PAGE
 from ...terminal import visible
 from .parameters import (
@@ -68,9 +69,12 @@ def likeness(
     """
     from ..likeness.card import likeness as report_card
     from ..likeness.policy_order import on_both
-    from ..report.likeness_page import card_table, told, write_html
+    from ..report.likeness_page import card_table, next_step, told, write_html
     from ..report.table import print_table, to_markdown
 
+    if options.limit is not None and not funnels:
+        needs = "--funnels, whose replays it limits"
+        raise KarmafunnelError("likeness", what="--limit", needs=needs, found="none")
     if html:
         claimed(html, PAGE, real, simulated)
     logs = open_log(real), open_log(simulated)
@@ -92,3 +96,4 @@ def likeness(
     for line in told(card):
         out.print(line)
     out.print(f"{card.verdict}: {card.answered} of {len(card.answers)} lines are answered")
+    out.print(next_step(card))

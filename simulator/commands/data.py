@@ -208,14 +208,19 @@ def print_next(log: Path) -> None:
     "--items",
     type=Number("world_items"),
     default=2000,
-    help="How many items; on a --catalogue, at most so many of it.",
+    help="How many items; on a --catalogue, at most so many of it; by default those of --like.",
 )
-@click.option("--users", type=Number("world_users"), default=600, help="How many shoppers.")
+@click.option(
+    "--users",
+    type=Number("world_users"),
+    default=600,
+    help="How many shoppers; by default those of --like.",
+)
 @click.option(
     "--requests",
     type=Number("world_requests"),
     default=4000,
-    help="How many requests, over 30 days; with --recipe, over as many days as it takes.",
+    help="How many requests, over 30 days; with --recipe or --like, over as many days as it takes.",
 )
 @click.option(
     "--recipe",
@@ -230,7 +235,7 @@ def print_next(log: Path) -> None:
 @click.option(
     "--days",
     type=Number("world_days"),
-    help="With --recipe or --like: days, in place of --requests.",
+    help="With --recipe or --like: days, in place of --requests; by default those of --like.",
 )
 @seed_option
 @click.option(
@@ -303,6 +308,8 @@ def simulated(
         if name in typed:
             needs = f"a World without {way}, which says such things"
             raise KarmafunnelError("world", what=f"--{name}", needs=needs, found="both")
+    if days is not None and "requests" in typed:
+        raise KarmafunnelError("world", needs="--days or --requests", found="both of them")
     sizes = {name: asked[name] for name in ("items", "users", "seed")}
     if like is None:
         assert recipe is not None
@@ -322,7 +329,7 @@ def simulated(
             catalogue = found.goods
             if "items" not in typed:
                 sizes["items"] = found.items
-    requests = asked["requests"] if days is None or "requests" in typed else None
+    requests = asked["requests"] if days is None else None
     return simulate(
         marketplace, days=days, requests=requests, catalogue=catalogue, recipe=text, **sizes
     )

@@ -150,13 +150,15 @@ def parts(real: Log, simulated: Log) -> tuple[Part, Part, Part | None]:
 
     Raises KarmafunnelError for a last window with fewer than 30 requests.
     """
-    last = []
+    last: list[np.ndarray] = []
     for who, log in (("real", real), ("simulated", simulated)):
         requests = log.requests_in("W3")
         if len(requests) < FEWEST:
             name = f"the {who} log ({log.name})"
             needed = f"at least {FEWEST} requests of the scenario in W3, its last window"
-            raise KarmafunnelError(name, needs=needed, found=len(requests) or "none")
+            hint = "a simulated log is longer with more --days or --users" if last else ""
+            many = len(requests) or "none"
+            raise KarmafunnelError(name, needs=needed, found=many, hint=hint)
         last.append(requests)
     before = real.requests_in("W2")
     enough = len(before) >= FEWEST

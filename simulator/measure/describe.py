@@ -561,13 +561,13 @@ def facts(stats: Stats) -> list[list[str]]:
             )
         if (hint := masks_seen(stats)) is not None:
             rows.append(["hint", hint])
-    without = ", ".join(f"{name} {percent(s)}" for name, s in items["without"].items() if s)
+    lacks = ", ".join(f"{name} in {percent(s)}" for name, s in items["without"].items() if s)
     rows += [
         [
             "items",
             (
-                f"{items['brands']:,} brands, {items['categories']:,} categories; without"
-                f" {without or 'nothing missing'}"
+                f"{items['brands']:,} brands, {items['categories']:,} categories; missing:"
+                f" {lacks or 'nothing'}"
             ),
         ],
         ["currency", str(stats["currency"] or "n/a")],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..likeness.card import ENOUGH, Card
+from ..likeness import policy_order
+from ..likeness.card import ENOUGH, NOT_ASKED, Card
 from ..likeness.judging import FAR, TOLERANCE, Answer, Drawing
 from .log_page import BLUE, GREY, ORANGE, bar, figure, scatter
 from .page import (
@@ -26,6 +27,8 @@ from .page import (
 )
 from .table import Cell, Table, number
 
+# lines of what `world --like` leaves as by default
+NOT_FITTED = ("query length", "repeats", "new items", "categories a list")
 STYLES = {"PASS": "green", "look here": "yellow", "FAIL": "bold red", "n/a": "dim"}
 COLOURS = {"real": BLUE, "simulated": ORANGE, "real, before": GREY}
 HOW = (
@@ -87,6 +90,24 @@ def told(card: Card) -> list[str]:
     return [sentence(answer) for answer in card.worst()]
 
 
+def next_step(card: Card) -> str:
+    """What the card means for a test in the simulated shop."""
+    unasked = card.of(policy_order.NAME).why == NOT_ASKED
+    asked = " For the order of funnels ask --funnels." if unasked else ""
+    if card.verdict == "too few answered":
+        return f"A card needs {ENOUGH} answered lines; a longer log answers more."
+    if card.verdict == "PASS":
+        return f"No line speaks against A/B tests in this shop.{asked}"
+    if card.verdict == "look here":
+        return f"Read the lines near their limit before an A/B test in this shop.{asked}"
+    beyond = [a.name for a in card.worst() if a.verdict == "FAIL" and a.name in NOT_FITTED]
+    unfitted = f" Not fitted by `world --like`: {', '.join(beyond)}." if beyond else ""
+    return (
+        "In the lines that fail, this shop is another one than yours: amounts and lifts of an A/B "
+        f"test do not carry over, the order of funnels may.{asked}{unfitted}"
+    )
+
+
 def sentence(answer: Answer) -> str:
     """One line that does not pass, in words."""
     figures = (
@@ -115,6 +136,7 @@ def card_page(card: Card, command: str = "karmafunnel likeness") -> Page:
     lines: list[Block] = [replace(card_table(card, whole=True), below=HOW)]
     lines += [Points(reasons(card), "note")] if reasons(card) else []
     differs: list[Block] = [Points(told(card)) if told(card) else Text("Nowhere.")]
+    differs.append(Text(next_step(card)))
     if away := given_away(card):
         rows = [[name, f"{fall:.3f}"] for name, fall in away]
         differs += [

@@ -84,7 +84,8 @@ def relative(
     shape = float(np.exp(best[0]))
     ends = np.clip(best[0] + Z * sd[0] * np.array([1.0, -1.0]), -12.0, np.log(NO_SPREAD))
     low, high = (float(np.sqrt(polygamma(1, np.exp(end)))) for end in ends)
-    spread = Figure(float(np.sqrt(polygamma(1, shape))), low, high, int(events.sum()))
+    alike = bool(shape > 0.99 * NO_SPREAD)
+    spread = Figure(float(np.sqrt(polygamma(1, shape))), low, high, int(events.sum()), alike)
     slope, bend = None, np.zeros(len(events))
     if x is not None:
         value, half = float(best[2]), float(Z * sd[2])

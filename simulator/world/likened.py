@@ -30,6 +30,7 @@ from .wants import Taste, Thrift, Want
 
 TAKEN = "as by default: "
 PILOT, PILOT_ITEMS, ROUNDS = 15_000, 5_000, 5  # requests and items of simulated logs, and how many
+MOST = 10.0  # of appeal and of price sensitivity
 FEWEST = 500  # requests of a simulated log
 BESIDE = ("pilot", "goods")  # what is told of no field
 MODELS = ("PBM", "DCM", "UBM")  # items of a marketplace satisfy nobody, as SDBN would have it
@@ -97,8 +98,10 @@ def like_log(log: Log, say: Progress = silent) -> Likened:
     else:
         arrivals = Arrivals(seen.arrived.value, later_items(log), max(seen.days, 1))
         market = replace(market, activity=seen.activity, arrivals=arrivals)
-        told["activity"] = f"{type(seen.activity).__name__}: {seen.mean} days with a visit a day"
-        told["arrivals"] = f"{seen.arrived} of {seen.users:,.0f} users in {seen.days} days"
+        kind = type(seen.activity).__name__
+        told["activity"] = f"{kind}: {seen.mean} days with a visit a day, spread {seen.spread}"
+        told["arrivals"] = f"share of {seen.users:,.0f} users who came during {seen.days} days: "
+        told["arrivals"] += str(seen.arrived)
         users = round(seen.users)
     days = round((log.t[-1] - log.t[0]) / DAY) if log.meta["time"] == "clock" else 30
     fit = Fitting(log, market, users, told)
@@ -181,9 +184,16 @@ class Fitting:
         self.told["pilot"] = f"{', '.join(moves)} {more}"
         so = "as an engine chose what is seen, in utility"
         if self.found is not None:
-            self.told["appeal"] += f"; {so}: {appeal_of(self.market):.3g}"
+            self.told["appeal"] += f"; {so}: {appeal_of(self.market):.3g}{self.at_bound(Taste)}"
             if self.found.slope is not None:
                 self.told["prices"] += f"; {so}: {-thrift_of(self.market):.3g}"
+                self.told["prices"] += self.at_bound(Thrift)
+
+    def at_bound(self, kind: type[Want]) -> str:
+        """A remark where a want was moved as far as it may go."""
+        want = self.market.want(kind)
+        value = want.appeal if isinstance(want, Taste) else getattr(want, "weight", 0.0)
+        return ", at its bound" if abs(value) >= MOST else ""
 
     def pilot(self, seed: int) -> Log:
         """A simulated log that lasts as long as the log, with fewer users where that is large."""
@@ -266,7 +276,7 @@ def with_appeal(market: Marketplace, spread: float) -> Marketplace:
     """With items whose own appeal spreads utility by so much."""
     taste: Taste = market.want(Taste)
     now = appeal_of(replace(market, wants=(replace(taste, appeal=1.0),)))
-    return with_want(market, replace(taste, appeal=min(spread / now, 10.0)))
+    return with_want(market, replace(taste, appeal=min(spread / now, MOST)))
 
 
 def thrift_of(market: Marketplace) -> float:
@@ -279,7 +289,7 @@ def with_thrift(market: Marketplace, much: float) -> Marketplace:
     """With shoppers from whom a unit of log price takes so much utility, in the mean."""
     thrift: Thrift = market.want(Thrift)
     now = thrift_of(replace(market, wants=(replace(thrift, weight=1.0),)))
-    return with_want(market, replace(thrift, weight=float(np.clip(much / now, -10.0, 10.0))))
+    return with_want(market, replace(thrift, weight=float(np.clip(much / now, -MOST, MOST))))
 
 
 def with_want(market: Marketplace, want: Want) -> Marketplace:

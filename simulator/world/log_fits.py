@@ -33,14 +33,19 @@ Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Figure:
-    """An estimate with its 95% interval; n: what it was estimated from."""
+    """An estimate with its 95% interval; n: what it was estimated from. bound: whether the search
+    ended at its bound, where an interval says nothing.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    bound: bool = False
 
     def __str__(self) -> str:
+        if self.bound:
+            return f"{self.value:.2g} (at the bound of its search: the log does not say how much)"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ GAP = 30 * 60_000  # ms without a request after which a session has ended, where
 DAYS = 7  # fewest of a log for visiting rates
 NODES = 64  # of the integral over visiting rates
 HOURS_OF = 3_600_000
+SURE = 7.0  # log odds of having arrived, beyond which the likelihood is flat
 
 
 def sessions(log: Log, requests: np.ndarray) -> np.ndarray:
@@ -162,14 +163,18 @@ def visiting(log: Log) -> Visiting:
     x, sd = fits[best].x, curvature(lambda at: seen.loss(at, best), fits[best].x)
     ends = [(float(a), float(b)) for a, b in zip(x - Z * sd, x + Z * sd, strict=True)]
     n = len(first)
+    taken, held = rates(best, x), (np.exp(x[0]), np.exp(x[1]))
+    cut = [not np.isclose(a, b, rtol=1e-6) for a, b in zip(kept(taken), held, strict=True)]
     mean, spread = (
-        Figure(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n)
-        for value, (low, high) in zip(x[:2], ends[:2], strict=True)
+        Figure(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)), n, bound)
+        for value, (low, high), bound in zip(x[:2], ends[:2], cut, strict=True)
     )
-    share = Figure(logistic(x[2]), logistic(ends[2][0]), logistic(ends[2][1]), n)
+    share = Figure(
+        logistic(x[2]), logistic(ends[2][0]), logistic(ends[2][1]), n, bool(abs(x[2]) > SURE)
+    )
     never = seen.unseen(best, x)
     return Visiting(
-        rates(best, x),
+        taken,
         mean,
         spread,
         share,
@@ -187,6 +192,12 @@ def rates(kind: type[Activity], x: np.ndarray) -> Activity:
     """The rates of log mean and log spread."""
     mean, spread = np.exp(x[:2]).tolist()
     return kind(min(mean, 24.0), min(max(spread, 0.01), 5.0 if kind is LogNormalRates else 1000.0))  # type: ignore[call-arg]
+
+
+def kept(activity: Activity) -> tuple[float, float]:
+    """Mean and spread of rates, as they are held within their bounds."""
+    mean, spread = (getattr(activity, one.name) for one in fields(activity)[:2])
+    return mean, spread
 
 
 class Seen:
