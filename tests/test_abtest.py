@@ -30,6 +30,7 @@ from karmafunnel.simulator.experiment.result_tables import (
     mismatch,
     shops_table,
     smallest_lift,
+    verdict,
     warnings,
 )
 from karmafunnel.simulator.experiment.serving import Server, best
@@ -302,15 +303,17 @@ def test_figures_by_hand() -> None:
     assert sums.before("gmv").tolist() == [6, 0, 0, 0]  # user 9 never came during it
     back, there = sums.back()
     assert there.all() and back.total.tolist() == [1, 0, 1, 0]
-    result = read(outcome, Design(days=2, retrain=0), np.array([0, 0]))
+    assert read(outcome, Design(days=2, retrain=0), np.array([0, 0])).shops[0]["Gini of sellers"] is None
+    result = read(outcome, Design(days=2, retrain=0), np.array([0, 1]))
     by_name = {line.name: line for line in result.lines}
     assert by_name[BACK].effect.value == 0
     requests = by_name["requests a user"].effect
     # 1.5 in both arms; the control's users had half a request more before, which CUPED takes out
     assert requests.value == pytest.approx(0.5) and requests.control == pytest.approx(1.25)
+    assert requests.seen == (1.5, 1.5)  # which is what the table prints of the arms
     filled = result.shops[0].pop("slots filled")
     assert filled == 1 / (3 * 24)  # an item in three lists
-    assert result.shops[0] == {"items shown": 0.5, "Gini of sellers": 0.0}
+    assert result.shops[0] == {"items shown": 0.5, "Gini of sellers": 0.5}
     assert result.shops[1]["items shown"] == 1.0
 
 
@@ -457,7 +460,9 @@ def test_short_lists_and_shops_without_sales_are_told(
     result = read(Outcome(outcome.users, nothing), design, np.arange(150))
     assert [shop["Gini of sellers"] for shop in result.shops] == [None, None]
     assert result.shops[0]["slots filled"] == 1 and result.shops[1]["slots filled"] < 0.2
-    assert warnings(result, ("blind", "own"))[0].startswith("Lists are short.")
+    few, short = warnings(result, ("blind", "own"))
+    assert few.startswith("Only 10 and 19 users") and short.startswith("Lists are short.")
+    assert verdict(result) == ["Nothing is decided: too few users."]
     assert shops_table(result).rows[1][1:] == ["n/a", "n/a"]
     assert json.loads(json.dumps(as_told(result, design), allow_nan=False))
     found = duel(both, opened(), design, kept(tmp_path / "b"), TeamDraft())
@@ -493,6 +498,10 @@ def test_commands(recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
     told = json.loads((out / "experiment.json").read_text())
     assert told["record"]["words"] == WORDS and told["record"]["marketplace"] == "Marketplace()"
     assert not list((tmp_path / "cache").glob("experiment-*"))
+    done_before = (out / "experiment.html").stat().st_mtime_ns, done.stdout
+    done = CliRunner().invoke(main, ["abtest", *both, *sizes, "--truth", "--out", str(out)])
+    assert done.exit_code == 0 and "already" in done.stderr  # nothing is played again
+    assert ((out / "experiment.html").stat().st_mtime_ns, done.stdout) == done_before
     again = ["abtest", *both, "--out", str(out), *sizes[:2], "--before", "7", *sizes[4:]]
     done = CliRunner().invoke(main, again)  # of another design: not without --force
     assert done.exit_code == 1 and "design" in done.stderr and "--force" in done.stderr

@@ -320,6 +320,7 @@ def simulated(
             found = like_log(log, status.update)
         for name, said in found.told.items():
             err.print(f"{name}: {said}", soft_wrap=True)
+        err.print(found.summary, soft_wrap=True)
         marketplace, text = found.marketplace, found.recipe
         if days is None and "requests" not in typed:
             days = found.days

@@ -91,9 +91,11 @@ def ope(
         shown_rows,
         support_table,
         warnings,
+        weighed,
     )
     from ..offpolicy.evaluate import evaluate
     from ..offpolicy.reading import own_policy
+    from ..offpolicy.support import INSTEAD
     from ..report.page import write_page
     from ..report.table import print_table
 
@@ -125,6 +127,12 @@ def ope(
         propensity=propensity,
         logger=None if logger is None else Run.open(logger),
     )
+    if not weighed(found):
+        print_table(support_table(found), err, verbose)
+        who = f"off-policy estimates of {opened.name}, which shows {policy.words}"
+        refused = "none: too few of its lists are what this funnel shows"
+        needed = "an estimator that the log supports"
+        raise KarmafunnelError(who, needs=needed, found=refused, hint=INSTEAD)
     if html:
         write_page(html, estimate_page(found, policy, reward, (opened.name, read.name), typed()))
         err.print(f"page: {html}", soft_wrap=True)

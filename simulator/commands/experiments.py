@@ -138,10 +138,14 @@ def abtest(
     experiment = asked((recipe_a, recipe_b), world, share=share, **given)
     read = (world, *files, given["catalogue"])
     claimed(place, EXPERIMENT, *read, wants=experiment.asked, force=force)
-    with err.status("experiment") as status:
-        outcome, result = experiment.test(truth, status.update)
-    experiment.write(place, outcome, result, typed())
-    experiment.forget()
+    result = None if force else experiment.finished(place, truth)
+    if result is None:
+        with err.status("experiment") as status:
+            outcome, result = experiment.test(truth, status.update)
+        experiment.write(place, outcome, result, typed())
+        experiment.forget()
+    else:
+        err.print(f"{place} has this experiment already; --force makes it anew", soft_wrap=True)
     if as_json:
         print(json.dumps(experiment.told(result)))
     else:
@@ -151,11 +155,13 @@ def abtest(
 
 def print_result(result: Result, experiment: Experiment, verbose: bool | None = None) -> None:
     """Print an A/B test, what is wrong with it first."""
-    from ..experiment.result_tables import lines_table, shops_table, warnings
+    from ..experiment.result_tables import lines_table, shops_table, verdict, warnings
     from ..report.table import print_table
 
     for warning in warnings(result, experiment.names):
         out.print(warning)
+    for line in verdict(result):
+        out.print(line, style="bold")
     print_table(lines_table(result, experiment.design, experiment.currency), out, verbose)
     print_table(shops_table(result), out, verbose)
 
@@ -181,7 +187,7 @@ def interleave(
     """
     from ..experiment.interleaving import Balanced, TeamDraft
     from ..experiment.result_page import duel_page
-    from ..experiment.result_tables import duel_table
+    from ..experiment.result_tables import duel_table, duel_verdict
     from ..report.page import write_page
     from ..report.table import print_table
 
@@ -204,4 +210,5 @@ def interleave(
         told |= {"slots_filled": found.filled}
         print(json.dumps(told | {"winner": running.winner}))
     else:
+        out.print(duel_verdict(found, experiment.names), style="bold")
         print_table(duel_table(found, experiment.names, repr(way)), out, verbose)

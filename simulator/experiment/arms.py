@@ -260,7 +260,15 @@ class Servers:
         if not self.fitted and self.learn_from is not None:
             for recipe in self.recipes:
                 self.say(f"fitting {recipe}")
-                self.fitted.append(Server.of(recipe, self.learn_from, self.cache, self.seed))
+                try:
+                    server = Server.of(recipe, self.learn_from, self.cache, self.seed)
+                except KarmafunnelError as error:
+                    if error.hint or not error.needs.startswith("requests"):
+                        raise
+                    many = f"{self.learn_from.requests.height:,} requests"
+                    hint = f"{recipe} is fitted on {many}; more --users or --before days give more"
+                    raise KarmafunnelError(str(error), hint=hint) from error
+                self.fitted.append(server)
         return self.fitted
 
     def lists(self, log: Log, visits: Visits, arms: np.ndarray, slots: int) -> np.ndarray:

@@ -90,10 +90,11 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Effect:
-    """Two arms' figures, and the treated less the control.
+    """Two arms' figures, with what CUPED takes out of them, and the treated less the control.
 
-    variances, covariance: of the two figures. users: of each arm. units: what both totals are
-    divided by. unexplained: the share of the variance that CUPED left.
+    seen: the figures of both arms as they are. variances, covariance: of the two figures. users: of
+    each arm. units: what both totals are divided by. unexplained: the share of the variance that
+    CUPED left.
     """
 
     control: float
@@ -104,6 +105,7 @@ class Effect:
     units: float
     confidence: float = 0.95
     unexplained: float = 1.0
+    seen: tuple[float, float] = (np.nan, np.nan)
 
     @property
     def value(self) -> float:
@@ -139,8 +141,8 @@ class Effect:
 
     @property
     def lift(self) -> float:
-        """The difference over the control's figure; NaN where that is 0."""
-        return self.value / self.control if self.control else np.nan
+        """The difference over the control's figure; NaN where that may be 0."""
+        return self.value / self.control if self.lift_interval != (None, None) else np.nan
 
     @property
     def lift_interval(self) -> tuple[float | None, float | None]:
@@ -221,6 +223,7 @@ def effect(control: Outcomes, treated: Outcomes, confidence: float = 0.95) -> Ef
         units=control.units + treated.units,
         confidence=confidence,
         unexplained=float(left / raw) if raw > 0 else 1.0,
+        seen=(float(means[0]), float(means[2])),
     )
 
 

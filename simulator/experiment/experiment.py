@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...files import atomic_folder, read_text, remove, write_json, write_parquet
+from ...files import (
+    atomic_folder,
+    intact,
+    read_json,
+    read_table,
+    read_text,
+    remove,
+    write_json,
+    write_parquet,
+)
 from ...keys import code_of, content_key
 from ...log import Catalogue
 from ..replay.recipe import find
@@ -25,6 +34,7 @@ from .interleaving import Interleaving
 from .result_page import result_page
 from .result_tables import as_told
 
+RESULT, USERS, ITEMS = "experiment.json", "users.parquet", "items.parquet"
 # what recipes are made of: lists that are kept are made anew when its code changes
 MADE_OF = (
     "karmafunnel.models.karma",
@@ -86,13 +96,23 @@ class Experiment:
         return dict(zip(self.names, texts, strict=True))
 
     @cached_property
-    def folder(self) -> Path:
-        """Where lists are kept until it ends, by content."""
+    def key(self) -> str:
+        """Of all that decides the result: recipes, shop, design and code."""
         code = code_of(self.marketplace, self.design, by=(arms.__name__, *MADE_OF))
-        goods = None if self.catalogue is None else self.catalogue.items.hash_rows(seed=0).sum()
         told = (self.texts, self.recipes, repr(self.marketplace), repr(self.design))
-        key = content_key(code, *told, self.users, self.items, goods)
-        return self.cache / f"experiment-{key}"
+        return content_key(code, *told, self.users, self.items, self.goods)
+
+    @cached_property
+    def goods(self) -> str | None:
+        """The digest of the catalogue; None for one that is invented."""
+        if self.catalogue is None:
+            return None
+        return content_key(str(self.catalogue.items.hash_rows(seed=0).sum()))
+
+    @property
+    def folder(self) -> Path:
+        """Where lists are kept until it ends."""
+        return self.cache / f"experiment-{self.key}"
 
     def kept(self, what: str) -> Folders:
         """Folders for one run; that of its lists is there."""
@@ -140,23 +160,38 @@ class Experiment:
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for, as experiment.json keeps it."""
-        sizes = {"users": self.users, "items": self.items}
+        sizes = {"users": self.users, "items": self.items, "goods": self.goods}
         return {"design": repr(self.design)} | sizes | {"record": dict(self.record)}
 
     def told(self, result: Result) -> dict[str, Any]:
         """The result and what was run, as JSON."""
-        return as_told(result, self.design) | self.asked
+        return as_told(result, self.design) | self.asked | {"key": self.key}
+
+    def finished(self, place: Path, truth: bool = False) -> Result | None:
+        """The result that a folder holds of this very experiment, by the same code; None for none,
+        and where it lacks the truth that is asked for.
+        """
+        if not (place / RESULT).is_file() or not intact(place):
+            return None
+        told = read_json(place / RESULT)
+        true = {one["figure"]: one["truth"] for one in told["figures"]}
+        if told.get("key") != self.key or (truth and set(true.values()) == {None}):
+            return None
+        users, items = (read_table(place / name) for name in (USERS, ITEMS))
+        result = read(Outcome(users, items), self.design, sellers_of(self.opened()))
+        lines = [replace(line, truth=true[line.name]) for line in result.lines]
+        return replace(result, lines=lines)
 
     def write(self, place: Path, outcome: Outcome, result: Result, command: str) -> None:
         """Write experiment.json, users.parquet, items.parquet and experiment.html; all or none."""
         page = result_page(result, self.design, self.names, command, self.record, self.currency)
         with atomic_folder(place, sealed=True) as temporary:
-            write_parquet(temporary / "users.parquet", outcome.users)
-            write_parquet(temporary / "items.parquet", outcome.items)
-            write_json(temporary / "experiment.json", self.told(result))
+            write_parquet(temporary / USERS, outcome.users)
+            write_parquet(temporary / ITEMS, outcome.items)
+            write_json(temporary / RESULT, self.told(result))
             write_page(temporary / "experiment.html", page)
 
 
 def sellers_of(shop: Shop) -> np.ndarray:
-    """The number of each item's seller, its brand, (n_items,); items without one have one."""
-    return shop.items["brand"].fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
+    """The number of each item's seller, its brand, (n_items,); -1 for an item without one."""
+    return shop.items["brand"].rank("dense").fill_null(0).to_numpy().astype(np.int64) - 1

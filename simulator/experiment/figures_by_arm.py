@@ -47,8 +47,8 @@ class Line:
 @dataclass(frozen=True, eq=False)
 class Result:
     """An A/B test, read. shops: of each arm, the share of items that were shown, the Gini of
-    sellers' GMV (None: nothing was sold) and the share of slots that its lists filled; without
-    interval.
+    sellers' GMV (None: fewer than two sellers, or nothing sold) and the share of slots that its
+    lists filled; without interval.
     """
 
     lines: list[Line]
@@ -117,7 +117,7 @@ def read(
     """The figures of an A/B test.
 
     Args:
-        sellers: of each item, (n_items,), numbers from 0.
+        sellers: of each item, (n_items,), numbers from 0, -1 for none.
         alone: what happened where the control, and where the treated recipe, served all users.
 
     Raises:
@@ -206,9 +206,10 @@ def shops(
     found: list[dict[str, float | None]] = []
     for (arm,), mine in items.sort("arm").group_by("arm", maintain_order=True):
         shown, gmv = mine["shown"].to_numpy(), mine["gmv"].to_numpy()
-        earned = np.bincount(sellers[mine["item"].to_numpy()], gmv)
+        of = sellers[mine["item"].to_numpy()]
+        earned = np.bincount(of[of >= 0], gmv[of >= 0], minlength=sellers.max(initial=-1) + 1)
         told: dict[str, float | None] = {"items shown": float((shown > 0).mean())}
-        told["Gini of sellers"] = gini(earned) if earned.any() else None
+        told["Gini of sellers"] = gini(earned) if len(earned) > 1 and earned.any() else None
         told[FILLED] = float(shown.sum() / room[arm])
         found.append(told)
     return found

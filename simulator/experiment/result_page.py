@@ -14,7 +14,15 @@ from ..report.table import number
 from .arms import Design
 from .duel import Duel
 from .figures_by_arm import Line, Result
-from .result_tables import duel_table, lines_table, shops_table, short_lists, warnings
+from .result_tables import (
+    duel_table,
+    duel_verdict,
+    lines_table,
+    shops_table,
+    short_lists,
+    verdict,
+    warnings,
+)
 
 ARMS = "control", "treated"
 FIXED, ALWAYS = "#3b6fb5", "#b58b3b"
@@ -38,6 +46,7 @@ def result_page(
     """
     top: list[Block] = [Text(rich("{} (control) against {} (treated)", *names), "sub")]
     top += map(Warned, warnings(result, names))
+    top += map(Text, verdict(result))
     table = [lines_table(result, design, currency), shops_table(result)]
     known = [line for line in result.lines if line.looks]
     sections = [Section("figures", "Figures", "What users did", table)]
@@ -114,6 +123,7 @@ def duel_page(
         Section("record", "Record", "What was run", [Pre(one, at) for at, one in record.items()]),
     ]
     top: list[Block] = [Text(rich("{} (A) against {} (B)", *names), "sub")]
+    top.append(Text(duel_verdict(duel, names)))
     if warning := short_lists(duel.filled, names):
         top.append(Warned(warning))
     return Page(f"Interleaving: {names[0]} and {names[1]}", command, top, sections)

@@ -13,6 +13,7 @@ from .duel import Duel
 from .figures_by_arm import BACK, FILLED, Line, Result
 from .interleaving import SIDES
 
+FEWEST = 30  # users of an arm, below which Student's intervals of skewed money mean nothing
 FULL = 0.9  # share of slots below which lists are said to be short
 
 
@@ -30,8 +31,7 @@ def lines_table(result: Result, design: Design, currency: str = "EUR") -> Table:
         lift = {"difference": as_known(effect.lift), "low": low, "high": high}
         row: list[str | Cell] = [
             line.name,
-            number(effect.control),
-            number(effect.treated),
+            *map(number, effect.seen),
             valued(difference(line) | {"holm": sure}, signed=True),
             always(line),
             valued(lift, signed=True),
@@ -40,9 +40,9 @@ def lines_table(result: Result, design: Design, currency: str = "EUR") -> Table:
         ]
         rows.append([*row, "n/a" if line.truth is None else number(line.truth)] if true else row)
     below = [
-        *verdict(result),
-        "difference: treated less control, with the 95% interval of one look, at the end; CUPED "
-        "takes out what users did before. *: it excludes 0; **: also after Holm's correction for "
+        "control, treated: what users of each arm did. difference: treated less control, with the "
+        "95% interval of one look, at the end; CUPED takes out what they did before, so that it is "
+        "not one column less the other. *: it excludes 0; **: also after Holm's correction for "
         f"{len(result.lines)} figures.",
         "always valid: the interval at the end of those who look every day and may stop at any "
         "time.",
@@ -78,6 +78,8 @@ def verdict(result: Result) -> list[str]:
     """What the test decides, in sentences."""
     if result.ratio.mismatch:
         return ["Nothing is decided: the arms are not as large as planned."]
+    if few_users(result):
+        return ["Nothing is decided: too few users."]
     named: dict[bool, list[str]] = {True: [], False: []}
     for line, sure in zip(result.lines, after_holm(result), strict=True):
         lift = line.effect.lift
@@ -90,9 +92,10 @@ def verdict(result: Result) -> list[str]:
             f"{'; '.join(named[True])}."
         )
     if named[False]:
+        which = "; ".join(named[False]) if named[True] else "every figure"
         found.append(
-            f"Not significant: {'; '.join(named[False])}. That does not say that there is no "
-            "difference: a true one below `smallest found` is often missed."
+            f"Not significant: {which}. That does not say that there is no difference: a true one "
+            "below `smallest found` is often missed."
         )
     return found
 
@@ -126,8 +129,9 @@ def as_told(result: Result, design: Design) -> dict[str, Any]:
         low, high = line.effect.interval
         told = {
             "figure": line.name,
-            "control": line.effect.control,
-            "treated": line.effect.treated,
+            "control": line.effect.seen[0],
+            "treated": line.effect.seen[1],
+            "without_past": [line.effect.control, line.effect.treated],
             "difference": line.effect.value,
             "low": low,
             "high": high,
@@ -176,10 +180,22 @@ def mismatch(result: Result) -> str:
     )
 
 
+def few_users(result: Result) -> str:
+    """A warning where an arm has too few users for its intervals, else nothing."""
+    found = result.ratio.counts
+    if min(found) >= FEWEST:
+        return ""
+    each = " and ".join(f"{count:,}" for count in found)
+    return (
+        f"Only {each} users came. Intervals are of arms with {FEWEST} users at least: no figure is "
+        "to be trusted. Say more --users or --days."
+    )
+
+
 def warnings(result: Result, names: tuple[str, str]) -> list[str]:
     """A sentence for each thing that makes the figures less than they seem."""
     filled = [one[FILLED] or 0.0 for one in result.shops]
-    told = [mismatch(result), short_lists((filled[0], filled[1]), names)]
+    told = [mismatch(result), few_users(result), short_lists((filled[0], filled[1]), names)]
     return [line for line in told if line]
 
 
@@ -191,6 +207,19 @@ def short_lists(filled: tuple[float, float], names: tuple[str, str]) -> str:
     if not short:
         return ""
     return f"Lists are short. Of the slots, a recipe filled: {', '.join(short)}."
+
+
+def duel_verdict(duel: Duel, names: tuple[str, str]) -> str:
+    """Who won, in a sentence."""
+    winner = duel.running().winner
+    if winner:
+        return f"{dict(zip(SIDES, names, strict=True))[winner]} is preferred: that is certain."
+    found = duel.preference()
+    low, high = found.interval
+    ahead = names[1] if found.value > 0 else names[0]
+    once = f" By one look at an end that was fixed before, {ahead} would be ahead."
+    more = " More --days or --users make it so, if there is one."
+    return f"No winner is certain yet.{once * (low > 0 or high < 0)}{more}"
 
 
 def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
@@ -219,17 +248,6 @@ def duel_table(duel: Duel, names: tuple[str, str], way: str) -> Table:
         "always valid: the interval at the end of those who look after each request and may stop. "
         "It names the winner; certain: the first time that it excluded 0.",
     ]
-    if not running.winner:
-        once = (
-            " By one look at an end that was fixed before, "
-            f"{names[1] if found.value > 0 else names[0]} would be ahead."
-            if low > 0 or high < 0
-            else ""
-        )
-        below.insert(
-            0,
-            f"No winner is certain yet.{once} More --days or --users make it so, if there is one.",
-        )
     if warning := short_lists(duel.filled, names):
         below.append(f"{warning} A mixed list ends where one of both does.")
     return Table(["interleaving", "clicks"], rows, below=below)

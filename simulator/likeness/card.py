@@ -63,7 +63,9 @@ class Card:
         keys = ("name", "unit", "kind", "verdict", "real", "simulated", "distance", "chance")
         lines = []
         for answer in self.answers:
-            told = {key: getattr(answer, key) for key in (*keys, "drift", "allowed", "why")}
+            told = {
+                key: getattr(answer, key) for key in (*keys, "drift", "allowed", "moved", "why")
+            }
             lines.append(told | ({"parts": dict(answer.parts)} if answer.parts else {}))
         sizes = {}
         for name, size in zip(("real", "simulated", "before"), self.sizes, strict=True):

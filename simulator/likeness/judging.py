@@ -50,7 +50,8 @@ class Answer:
 
     real, simulated: a figure of each log; unit: what it is. distance: between the two logs, of this
     kind; chance, drift: what the real log is from itself; allowed: the largest of these and the
-    tolerance. why: the reason of an n/a, or a remark.
+    tolerance. moved: of a distribution, how far values are from each other on average once both are
+    sorted, in the figure's unit (Wasserstein distance). why: the reason of an n/a, or a remark.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Answer:
     why: str = ""
     drawing: Drawing | None = None
     parts: tuple[tuple[str, float], ...] = field(default=())
+    moved: float | None = None
 
 
 def judge(kind: Kind, distance: float, chance: float, drift: float | None) -> tuple[Verdict, float]:

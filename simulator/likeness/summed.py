@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import wasserstein_distance
 
 from .held_out import Part
 from .judging import Answer, Drawing, Kind, by_chance, judge, too_blunt
@@ -135,7 +136,14 @@ class Summed(Line):
             allowed,
             too_blunt(self.kind, chance) if verdict == "n/a" else "",
             self.drawing(named, scale),
+            moved=self.moved(told[0], told[1]),
         )
+
+    def moved(
+        self, real: tuple[np.ndarray, ...], simulated: tuple[np.ndarray, ...]
+    ) -> float | None:
+        """How far values are from each other; None where the line has no distribution."""
+        return None
 
     def drawn(
         self, part: Part, sums: csr_array, scale: np.ndarray, rng: np.random.Generator
@@ -183,6 +191,9 @@ class Spread(Summed):
 
     def figure(self, told: tuple[np.ndarray, ...], of_sums: np.ndarray) -> float:
         return float(told[1].mean())
+
+    def moved(self, real: tuple[np.ndarray, ...], simulated: tuple[np.ndarray, ...]) -> float:
+        return float(wasserstein_distance(real[1], simulated[1]))
 
     def drawing(self, named: dict[str, np.ndarray], scale: np.ndarray) -> Drawing:
         curves = {name: (scale, self.of_sums(s[None, :])[0]) for name, s in named.items()}

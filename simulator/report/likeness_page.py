@@ -39,6 +39,8 @@ HOW = (
     "What matters to nobody (fixed): "
     + ", ".join(f"{kind} {most:.2g}" for kind, most in TOLERANCE.items())
     + ".",
+    "Moved: of a distribution, how far values are from each other on average once both are sorted "
+    "(Wasserstein distance), in the unit of the line. It judges nothing.",
     f"A card passes if at least {ENOUGH} lines are answered and all of them pass.",
 )
 
@@ -46,7 +48,7 @@ HOW = (
 def card_table(card: Card, whole: bool = False) -> Table:
     """One row a line that is answered; `whole`: also how far the real log is from itself."""
     heads = ["line", "verdict", "real", "simulated", "distance"]
-    heads += ["chance", "drift", "allowed"] if whole else ["allowed"]
+    heads += ["chance", "drift", "allowed", "moved"] if whole else ["allowed"]
     rows = [row(a, whole) for a in card.answers if a.distance is not None]
     title = f"{card.simulated} against {card.real}: {card.verdict}"
     why = reasons(card)
@@ -59,7 +61,8 @@ def row(answer: Answer, whole: bool) -> list[str | Cell]:
     both = [answer.chance, answer.drift] if whole else []
     figures = [answer.real, answer.simulated, answer.distance, *both]
     allowed = Cell(short(answer.allowed), more=by(answer))
-    return [answer.name, verdict, *map(short, figures), allowed]
+    moved = [short(answer.moved)] if whole else []
+    return [answer.name, verdict, *map(short, figures), allowed, *moved]
 
 
 def by(answer: Answer) -> str:

@@ -61,6 +61,17 @@ class Likened:
         return [name for name, said in told.items() if not said.startswith(TAKEN)]
 
     @property
+    def summary(self) -> str:
+        """How much of the marketplace is the log's."""
+        parts = [name for name in self.told if name not in BESIDE]
+        said = f"{len(self.fitted)} of {len(parts)} parts are fitted"
+        if 2 * len(self.fitted) >= len(parts):
+            return f"{said}: {', '.join(self.fitted)}"
+        return (
+            f"{said}, fewer than half: THIS IS HARDLY A SHOP LIKE THE LOG'S, most is as by default"
+        )
+
+    @property
     def recipe(self) -> str:
         """The marketplace as the text of a recipe."""
         told = repr(self.marketplace)

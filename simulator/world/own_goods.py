@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from ...errors import KarmafunnelError
 from ...files import open_table
 from ...layout import ITEMS
 from ...log import Catalogue, Log
@@ -124,12 +125,19 @@ def moved_goods(
 
 
 def goods_of_world(made: Log) -> Catalogue | None:
-    """The goods of a World, with what was settled of them when it was fitted to a log."""
+    """The goods of a World, with what was settled of them when it was fitted to a log.
+
+    Raises KarmafunnelError for a World of a marketplace whose truth is gone.
+    """
     shop = goods(made)
     if shop is None or made.path is None:
         return shop
     place = made.path / "truth" / "items.parquet"
     if not place.exists():
+        if "marketplace" in made.meta.get("world", {}):
+            needed = "what was settled of the World's goods"
+            hint = "make the World anew, or copy all of its folder"
+            raise KarmafunnelError(place, needs=needed, found="no such file", hint=hint)
         return shop
     table = open_table(place)
     names = table.collect_schema().names()
