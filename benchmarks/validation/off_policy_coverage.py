@@ -290,7 +290,7 @@ def main(out: Path, logs: int, seed: int, only: tuple[str, ...]) -> None:
         value = float(truth.value.mean())
         lines += lines_of(setting, value, found)
         told.append(f"`{setting!r}`: true value {value:.4f}.")
-    made = made_by("off_policy_coverage", f"seed {seed}, {logs:,} logs a setting")
+    made = made_by("validation.off_policy_coverage", f"seed {seed}, {logs:,} logs a setting")
     table = table_of(lines)
     print_table(table, Console())
     write_text(

@@ -331,7 +331,7 @@ def main(out: Path, times: int, seed: int) -> None:
     )
     print_table(table, Console())
     shop = f"{ITEMS:,} items, {USERS:,} users, {BEFORE} and {DAYS} days, lists of {SLOTS}"
-    made = made_by("requests_needed", f"seed {seed}, {shop}")
+    made = made_by("validation.requests_needed", f"seed {seed}, {shop}")
     write_text(out / "requests_needed.md", f"{to_markdown(table).rstrip()}\n\n{made}\n")
 
 

@@ -368,7 +368,7 @@ def main(marketplaces: tuple[str, ...], out: Path, seed: int, only: tuple[str, .
     for one in tables:
         print_table(one, Console())
     sizes = f"{USERS:,} users, {ITEMS:,} items, {BEFORE} days of log, {DAYS} days of truth"
-    made = made_by("which_proxy", f"seed {seed}, {sizes}")
+    made = made_by("validation.which_proxy", f"seed {seed}, {sizes}")
     texts = [to_markdown(one).rstrip() for one in tables]
     write_text(out / "which_proxy.md", "\n\n".join([*texts, made, ""]))
     write_page(out / "which_proxy.html", page_of(found, tables, made))
