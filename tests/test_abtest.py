@@ -12,6 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from karmafunnel.benchmarks.studies import proxy_funnels
+from karmafunnel.benchmarks.validation import claim_tested
+from karmafunnel.benchmarks.validation.claim_tested import CONTROLS, READ, TREATED
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
@@ -39,6 +42,7 @@ from karmafunnel.simulator.measure.describe import gini
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.table import number
 from karmafunnel.simulator.world.clicks import PBM
 from karmafunnel.simulator.world.marketplace import Engine, GammaRates, Marketplace, Rhythm
 from karmafunnel.simulator.world.open_shop import Shop, open_shop
@@ -332,6 +336,20 @@ def test_lifts_and_what_has_no_interval_are_told(split: Outcome) -> None:
     assert as_told(result, DESIGN)["figures"][0]["smallest_lift"] == clicks.smallest_lift
     assert any("No interval" in one for one in shops_table(result).below)
     assert any("users who came back: " in one for one in lines_table(result, DESIGN).below)
+
+
+def test_the_table_of_the_claim(split: Outcome) -> None:
+    result = read(split, DESIGN, np.arange(150))
+    table = claim_tested.table_of([("all, TF-IDF", result)], "default", DESIGN)
+    (row,) = table.rows
+    lines = {line.name: line for line in result.lines}
+    assert [row[0], row[2]] == ["all, TF-IDF", number(lines["GMV a request"].effect.seen[0])]
+    for name, cell in zip(READ, row[3:6], strict=True):
+        effect = lines[name].effect
+        known = effect.lift_interval != (None, None)
+        assert cell.text == (number(effect.lift, True) if known else "n/a")
+        assert (cell.mark == "*") == (known and effect.p < 0.05)
+    assert TREATED in proxy_funnels.rows() and {*CONTROLS} < proxy_funnels.rows().keys()
 
 
 def test_a_mismatch_is_told_loudly(split: Outcome) -> None:
