@@ -309,7 +309,7 @@ def simulated(
             needs = f"a World without {way}, which says such things"
             raise KarmafunnelError("world", what=f"--{name}", needs=needs, found="both")
     if days is not None and "requests" in typed:
-        raise KarmafunnelError("world", needs="--days or --requests", found="both of them")
+        raise KarmafunnelError("world", needs="days or requests, not both", found=f"{days} days")
     sizes = {name: asked[name] for name in ("items", "users", "seed")}
     if like is None:
         assert recipe is not None

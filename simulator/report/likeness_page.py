@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..likeness import policy_order
 from ..likeness.card import ENOUGH, NOT_ASKED, Card
 from ..likeness.judging import FAR, TOLERANCE, Answer, Drawing
 from .log_page import BLUE, GREY, ORANGE, bar, figure, scatter
@@ -95,7 +94,7 @@ def told(card: Card) -> list[str]:
 
 def next_step(card: Card) -> str:
     """What the card means for a test in the simulated shop."""
-    unasked = card.of(policy_order.NAME).why == NOT_ASKED
+    unasked = any(answer.why == NOT_ASKED for answer in card.answers)
     asked = " For the order of funnels ask --funnels." if unasked else ""
     if card.verdict == "too few answered":
         return f"A card needs {ENOUGH} answered lines; a longer log answers more."
