@@ -141,9 +141,12 @@ def directions(x: np.ndarray, after: After, dim: int) -> tuple[np.ndarray, np.nd
 def turned(raw: np.ndarray, shift: np.ndarray, turn: np.ndarray, unit: bool = True) -> np.ndarray:
     """Text vectors (n, d) less `shift`, through `turn`, at length 1 where `unit`: float32, zeros
     stay zeros.
+
+    The product is of float64, so that its last bits, in which a row alone and among others may
+    differ, are rounded away.
     """
     there = np.any(raw != 0, axis=1)[:, None]
-    found = (raw - shift) @ turn
+    found = (raw.astype(np.float64) - shift) @ turn
     return ((unit_rows(found) if unit else found) * there).astype(np.float32)
 
 
