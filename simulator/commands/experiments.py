@@ -138,14 +138,8 @@ def abtest(
     experiment = asked((recipe_a, recipe_b), world, share=share, **given)
     read = (world, *files, given["catalogue"])
     claimed(place, EXPERIMENT, *read, wants=experiment.asked, force=force)
-    result = None if force else experiment.finished(place, truth)
-    if result is None:
-        with err.status("experiment") as status:
-            outcome, result = experiment.test(truth, status.update)
-        experiment.write(place, outcome, result, typed())
-        experiment.forget()
-    else:
-        err.print(f"{place} has this experiment already; --force makes it anew", soft_wrap=True)
+    with err.status("experiment") as status:
+        result = experiment.made(place, typed(), truth, force, status.update)
     if as_json:
         print(json.dumps(experiment.told(result)))
     else:

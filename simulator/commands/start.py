@@ -107,9 +107,8 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     err.print("an A/B test: the user's own history against KARMA, 1,000 users of another shop")
     experiment = small_experiment(folder_out / "cache", seed)
     with err.status("A/B test") as status:
-        outcome, result = experiment.test(say=status.update)
-    experiment.write(folder_out / "abtest", outcome, result, "karmafunnel demo")
-    experiment.forget()
+        place, command = folder_out / "abtest", "karmafunnel demo"
+        result = experiment.made(place, command, anew=True, say=status.update)
     print_result(result, experiment)
     pages = [folder_out / name for name in ("report.html", "load.html", "abtest/experiment.html")]
     lines = (

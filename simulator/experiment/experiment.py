@@ -20,6 +20,7 @@ from ...files import (
     write_json,
     write_parquet,
 )
+from ...files import say as warn
 from ...keys import code_of, content_key
 from ...log import Catalogue
 from ..replay.recipe import find
@@ -179,8 +180,28 @@ class Experiment:
             return None
         users, items = (read_table(place / name) for name in (USERS, ITEMS))
         result = read(Outcome(users, items), self.design, sellers_of(self.opened()))
-        lines = [replace(line, truth=true[line.name]) for line in result.lines]
+        lines = [replace(line, truth=true.get(line.name)) for line in result.lines]
         return replace(result, lines=lines)
+
+    def made(
+        self,
+        place: Path,
+        command: str,
+        truth: bool = False,
+        anew: bool = False,
+        say: Progress = silent,
+    ) -> Result:
+        """The result in a folder: as it stands there, if it is of this very experiment and not
+        asked for `anew`, else of `test`, written there.
+        """
+        result = None if anew else self.finished(place, truth)
+        if result is not None:
+            warn(f"{place} has this experiment already; --force makes it anew")
+            return result
+        outcome, result = self.test(truth, say)
+        self.write(place, outcome, result, command)
+        self.forget()
+        return result
 
     def write(self, place: Path, outcome: Outcome, result: Result, command: str) -> None:
         """Write experiment.json, users.parquet, items.parquet and experiment.html; all or none."""
