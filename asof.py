@@ -474,11 +474,16 @@ class AsOf:
 
     @cached_property
     def _filters(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        lists = self.log.requests["filters"].fill_null([]).list.sort().list.join("\x00")
+        # few requests differ in their filters: each way to write a set is sorted once
+        texts = self.log.requests["filters"].list.join("\x00").fill_null("")
+        written = texts.unique(maintain_order=True)
         sets: dict[str, int] = {"": 0}
-        keys = [sets.setdefault(text, len(sets)) for text in lists.to_list()]
+        key = {
+            text: sets.setdefault("\x00".join(sorted(text.split("\x00"))), len(sets))
+            for text in written.to_list()
+        }
         filters = [tuple(text.split("\x00")) if text else () for text in sets]
-        return np.array(keys, dtype=np.int32), filters
+        return texts.replace_strict(key).cast(pl.Int32).to_numpy(), filters
 
     @cached_property
     def _holders(self) -> dict[str, np.ndarray]:

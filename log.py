@@ -770,6 +770,12 @@ class Log:
         """The log as it was known before each request."""
         return AsOf(self)
 
+    def forget(self) -> None:
+        """Let go of what was counted of the log, which refers to it: a log that nobody holds is
+        then freed at once, where it would wait for Python's collector.
+        """
+        self.__dict__.pop("asof", None)
+
 
 def held_bytes(path: Path) -> int:
     """About how many bytes a Parquet table takes in memory."""

@@ -4,7 +4,6 @@ both have shown, and everything that users did is kept.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +221,8 @@ def served(
                     offered = offer(log, visits)
                     write_lists(place, offered)
                 lists = show(offered, day, number)
+                log.forget()
                 del log
-                gc.collect()  # a log and what was counted of it refer to each other
             answers = shop.answer(visits, lists)
             past.add(visits.requests, shop.exposures(visits, lists, answers))
             if first:
