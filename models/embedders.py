@@ -191,9 +191,16 @@ class Embedding(ABC):
         """Write files that serving does not need beside the rest."""
 
 
+FIRST = ("row", "seed", "step", "act", "gen", "rec", "see")  # columns of watched.csv
+
+
 def watched_csv(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Diagnostics of steps as CSV: a line a step, a column a figure, empty where it has none."""
-    return pl.DataFrame(steps, infer_schema_length=None).write_csv()
+    """Diagnostics of steps as CSV: a line a step, a column a figure, empty where it has none; the
+    step and the losses first, then all others by name.
+    """
+    table = pl.DataFrame(steps, infer_schema_length=None)
+    first = [name for name in FIRST if name in table.columns]
+    return table.select(*first, *sorted({*table.columns} - {*first})).write_csv()
 
 
 OF_ITEMS = {"vectors", "items", "target", "source"}  # tensors that have a row an item

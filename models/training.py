@@ -83,10 +83,10 @@ class Snapshot:
         """Write the file atomically."""
         kept = {name: x.detach().cpu().contiguous().clone() for name, x in self.tensors.items()}
         told = json.dumps(self.facts)
+        # safetensors writes two keys in any order, one is the same bytes each time
+        sealed = json.dumps([told, digest_of_tensors(kept, told)])
         with atomic_file(file) as temporary:
-            save_file(
-                kept, temporary, metadata={"facts": told, "digest": digest_of_tensors(kept, told)}
-            )
+            save_file(kept, temporary, metadata={"sealed": sealed})
 
     @classmethod
     def read(cls, file: Path, what: str = "a checkpoint") -> Snapshot:
@@ -95,8 +95,10 @@ class Snapshot:
             with safe_open(file, framework="pt") as opened:
                 told = opened.metadata()
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            facts = json.loads(told["facts"])
-            if "digest" in told and told["digest"] != digest_of_tensors(tensors, told["facts"]):
+            sealed = json.loads(told["sealed"]) if "sealed" in told else None
+            text, digest = sealed or (told["facts"], told.get("digest"))  # as older code wrote it
+            facts = json.loads(text)
+            if digest is not None and digest != digest_of_tensors(tensors, text):
                 raise KarmafunnelError(file, needs=f"{what} as it was written", found="other bytes")
             if not isinstance(facts, dict):
                 raise KarmafunnelError(file, needs=f"{what} with its facts", found=quoted(facts))

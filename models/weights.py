@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -90,31 +91,61 @@ WEIGHTS = {
 
 
 @contextmanager
-def no_bars() -> Iterator[None]:
-    """Inside, `transformers` draws no progress bars of its own among ours."""
+def quiet() -> Iterator[None]:
+    """Inside, `transformers` draws no progress bars and reports among ours; what it would report of
+    weights is read by `check_whole`.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(told)
         if shown:
             logging.enable_progress_bar()
 
 
 @contextmanager
-def opening(who: str, needs: str) -> Iterator[None]:
-    """Inside, a model is opened by `transformers`: without its bars, and whatever it raises is a
-    KarmafunnelError that says what `who` needs.
+def opening(who: str, needs: str, source: Path | str = "") -> Iterator[None]:
+    """Inside, a model is opened by `transformers`: silently, and whatever it raises is a
+    KarmafunnelError that says what `who` needs, and what is wrong with its source.
     """
     try:
-        with no_bars():
+        with quiet():
             yield
     except KarmafunnelError:
         raise
     except Exception as error:  # of transformers, tokenizers and gguf, which raise what they like
-        raise KarmafunnelError(who, needs=needs, found=line_of(error)[:300]) from error
+        found = wrong_with(str(source), error) or line_of(error)[:300]
+        raise KarmafunnelError(who, needs=needs, found=found) from error
+
+
+def wrong_with(source: str, error: Exception) -> str:
+    """What is wrong with the source of a model that could not be opened, as far as it can be seen;
+    "" where it cannot.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(source)
+    if place.suffix == ".gguf" and isinstance(error, struct.error | IndexError | ValueError):
+        return f"{line_of(error)[:200]}; if the file was cut off, fetch it again"
+    if source and not place.exists() and isinstance(error, OSError):
+        return f"no folder {source}, and no such model on the hub or in its cache, or no network"
+    if not place.is_dir():
+        return ""
+    if isinstance(error, SafetensorError):
+        for file in sorted(place.glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except SafetensorError:
+                return f"a file that is cut off or damaged, {file}: fetch it again"
+    wanted = ["config.json", *(["tokenizer.json"] if "tokenizer" in str(error) else [])]
+    lacks = [name for name in wanted if not (place / name).exists()]
+    return f"no {lacks[0]} in {source}" if lacks else ""
 
 
 def check_source(who: str, source: Any) -> None:
@@ -329,7 +360,7 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    with opening(who, needs):
+    with opening(who, needs, file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
         # a model as large as a damaged head says is not made; a few missing weights have names
         with torch.device("meta"):
@@ -350,7 +381,7 @@ def dequantise(file: Path, folder: Path, who: str) -> None:
         config = type(read.config)(**plain(read.config))
         model = type(read)(config).float()
         model.load_state_dict(read.state_dict())
-    with no_bars():
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -904,6 +904,10 @@ def test_checkpoints_carry_a_digest(tmp_path, capsys):
         "half": torch.ones(3, dtype=torch.bfloat16),
     }
     Snapshot(tensors, {"step": 3}).write(file)
+    written = file.read_bytes()
+    for _ in range(20):  # more than one key of metadata would stand in any order
+        Snapshot(tensors, {"step": 3}).write(file)
+        assert file.read_bytes() == written
     found = Snapshot.read(file)
     assert found.facts == {"step": 3} and found.tensors["x"][7] == 7
     assert Snapshot.resume(file) is not None

@@ -330,8 +330,9 @@ def test_the_first_layers_alone(kind: str, shop: Log, tmp_path: Path) -> None:
     assert again.interests(asked).tobytes() == fitted.interests(asked).tobytes()
     assert FrozenLM(replace(whole, layers=1)).fit(shop).items().any()
     for wrong in ({"gen": 0.1}, {"rec": 0.1, "decoder": "lm"}, {"rec": 0.1}):
-        with pytest.raises(KarmafunnelError, match=r"gen and rec.*its first 1, whose text perpl"):
+        with pytest.raises(KarmafunnelError, match=r"(gen|rec) through the head.*its first 1, whose") as told:
             replace(value, **wrong).fit(shop)
+        assert ("gen" in wrong) == ("gen through" in str(told.value))
     with pytest.raises(KarmafunnelError, match="needs 3 layers, found 2"):
         replace(whole, layers=3).ready(shop, None, quiet, "cpu")
     with pytest.raises(KarmafunnelError, match="layers needs"):
@@ -340,6 +341,8 @@ def test_the_first_layers_alone(kind: str, shop: Log, tmp_path: Path) -> None:
 
 def test_a_sentence_encoder_is_no_causal_lm(shop: Log) -> None:
     with pytest.raises(KarmafunnelError, match=r"needs a causal LM.*found weights of Bert"):
+        Checkpoint(sentence_encoder()).ready(shop, None, quiet, "cpu")
+    with pytest.raises(KarmafunnelError, match=r"is for SentenceEncoder\(\.\.\.\)"):
         Checkpoint(sentence_encoder()).ready(shop, None, quiet, "cpu")
 
 
@@ -444,6 +447,44 @@ def test_a_damaged_model_is_refused_by_its_name(kind: str, shop: Log, tmp_path: 
     save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(KarmafunnelError, match=f"{whole}.*needs .*numbers, found NaN"):
         opened(str(whole)).fit(shop)
+
+
+@pytest.mark.parametrize("kind", ["lm", "sentences", "pictures"])
+def test_what_a_source_lacks_is_told(
+    kind: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, opened = openers(tmp_path)[kind]
+    lacks = ["config.json", *(["tokenizer.json"] if kind != "pictures" else [])]
+    for name in lacks:
+        torn = tmp_path / f"without-{name}"
+        shutil.copytree(whole, torn)
+        (torn / name).unlink()
+        if name == "tokenizer.json":
+            (torn / "tokenizer_config.json").unlink(missing_ok=True)
+        with pytest.raises(KarmafunnelError, match=f"found no {name} in {torn}"):
+            opened(str(torn)).fit(shop)
+    torn = tmp_path / "cut"
+    shutil.copytree(whole, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(KarmafunnelError, match=f"cut off or damaged, {weights}: fetch it again"):
+        opened(str(torn)).fit(shop)
+    monkeypatch.setattr("karmafunnel.models.karma.checkpoint.must_be_here", lambda _: True)
+    monkeypatch.setattr("karmafunnel.models.karma.sentence.must_be_here", lambda _: True)
+    for name in ("nosuchfolder", "nosuch/model"):
+        with pytest.raises(KarmafunnelError, match=f"found no folder {name}, and no such model"):
+            opened(name).fit(shop)
+
+
+def test_a_gguf_file_that_ends_early(shop: Log, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    write_gguf(tmp_path / "whole.gguf")
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    for size in (0, 5, 20, 100, len(whole) // 3, len(whole) - 50):
+        file = tmp_path / f"torn-{size}.gguf"
+        file.write_bytes(whole[:size])
+        with pytest.raises(KarmafunnelError, match=rf"torn-{size}\.gguf.*was cut off, fetch it again"):
+            Checkpoint(str(file)).ready(shop, None, quiet, "cpu")
 
 
 @pytest.mark.parametrize("kind", ["lm", "sentences", "pictures"])

@@ -53,6 +53,9 @@ def backend_of(tokenizer: Any, model: Any, who: str, needs: str) -> Tokenizer:
     words, rows = backend.get_vocab_size(), model.get_input_embeddings().weight.size(0)
     if not 16 <= words <= rows:  # without its file, an empty one is made
         found = f"a tokenizer of {words} tokens beside {rows} embeddings"
+        folder = Path(tokenizer.name_or_path)
+        if folder.is_dir() and not (folder / "tokenizer.json").exists():
+            found = f"no tokenizer.json in {folder}"
         raise KarmafunnelError(who, needs=needs, found=found)
     return backend
 
@@ -67,7 +70,8 @@ class Checkpoint(Typed):
         lora: rank of low-rank updates, 0 fine-tunes every weight.
         dtype: of the weights: "float32", "bfloat16" or "float16".
         layers: keep only the first so many, 0 all. A cut model is an encoder: its head predicts
-            worse than chance, so it has no `gen` and no `decoder="lm"` before language training.
+            worse than chance, so it takes no `gen`, and `rec` with `decoder="masked"` alone, unless
+            language training (`LanguageFirst`) has healed its head.
     """
 
     source: str
@@ -143,7 +147,7 @@ class Checkpoint(Typed):
     def opened(self, source: str) -> LM:
         """The model of a folder or a hub id, whole."""
         who, needs = f"{self!r}", "a causal LM with its tokenizer"
-        with opening(who, needs):
+        with opening(who, needs, source):
             here = must_be_here(source)
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
             dtype = getattr(torch, self.dtype)
@@ -156,13 +160,14 @@ class Checkpoint(Typed):
             )
             model, report = opened
             made_for = (model.config.architectures or [type(model).__name__])[0]
-        check_whole(model, report, who, "a causal LM")
         if made_for != type(model).__name__:
             raise KarmafunnelError(
                 who,
                 needs=f"a causal LM ({type(model).__name__})",
                 found=f"weights of {made_for}",
+                hint="a sentence encoder is for SentenceEncoder(...)",
             )
+        check_whole(model, report, who, "a causal LM")
         words = backend_of(tokenizer, model, f"{self!r}", "a causal LM with its tokenizer")
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         first = [x for x in special if x is not None]

@@ -91,8 +91,10 @@ class KARMA(KarmaConfig, Embedder):
         if not base.speaks and (self.gen or (self.rec and self.decoder != "masked")):
             raise KarmafunnelError(
                 f"{self!r}",
-                what="gen and rec through the LM's head",
-                needs="a model with all of its layers, or one whose head was trained again",
+                what=" and ".join(
+                    name for name in ("gen", "rec") if getattr(self, name)
+                ) + " through the head of its language model",
+                needs="a model with all of its layers, or LanguageFirst(...) around it",
                 found=f"its first {base.facts['layers']}, whose text perplexity is "
                 f"{base.facts['text perplexity']:,g} (chance: {base.vocab:,})",
             )

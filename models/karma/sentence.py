@@ -149,7 +149,7 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
     is none.
     """
     name, source, what = source, source_of(source, who), "a sentence encoder with its tokenizer"
-    with opening(who, what):
+    with opening(who, what, source):
         here = must_be_here(source)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
         opened: Any = AutoModel.from_pretrained(

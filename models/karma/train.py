@@ -812,7 +812,8 @@ class Trainer:
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
         self.restore(found)
-        self.progress(f"{self.name}: goes on after epoch {self.epoch}, step {self.step}")
+        done = f"{self.name}: goes on after epoch {self.epoch} of {self.config.epochs}"
+        self.progress(Lasting(f"{done}, step {self.step}"))
 
     def epoch_file(self, epoch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"

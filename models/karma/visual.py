@@ -183,7 +183,7 @@ def from_model(
     from .checkpoint import must_be_here
 
     who, source = f"{how!r}", source_of(how.source, f"{how!r}")
-    with opening(who, "a vision model with its image processor"):
+    with opening(who, "a vision model with its image processor", source):
         alone = must_be_here(source)
         processor = AutoImageProcessor.from_pretrained(source, local_files_only=alone)
         opened: Any = AutoModel.from_pretrained(

@@ -356,6 +356,9 @@ def fit_embedder(
     )
     lines = [["item vectors", vectors]]
     for key, value in embedding.facts.items():
+        if key == "watched":
+            lines.append([key, f"{len(value)} steps, in {folder_out / 'watched.csv'}"])
+            continue
         lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])
     print_table(Table(["what", "found"], lines, title=repr(embedders[name]), look="prose"), out)
     kind = type(embedders[name]).__name__
