@@ -91,9 +91,8 @@ class KARMA(KarmaConfig, Embedder):
         if not base.speaks and (self.gen or (self.rec and self.decoder != "masked")):
             raise KarmafunnelError(
                 f"{self!r}",
-                what=" and ".join(
-                    name for name in ("gen", "rec") if getattr(self, name)
-                ) + " through the head of its language model",
+                what=" and ".join(name for name in ("gen", "rec") if getattr(self, name))
+                + " through the head of its language model",
                 needs="a model with all of its layers, or LanguageFirst(...) around it",
                 found=f"its first {base.facts['layers']}, whose text perplexity is "
                 f"{base.facts['text perplexity']:,g} (chance: {base.vocab:,})",
