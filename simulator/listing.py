@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,14 @@ def typed(kind: type) -> str:
     return f"{kind.__name__}({', '.join(words)})"
 
 
-def of_classes(base: type, package: Any, name: str = "") -> list[Entry]:
-    """The classes below `base` that a recipe may write, or the one of this name alone."""
+def of_classes(base: type, package: Any) -> list[Entry]:
+    """The classes below `base` that a recipe may write."""
     found = []
     for kind in subclasses(base, package):
-        if name and name != kind.__name__:
-            continue
         ours = kind.__module__.startswith(package.__name__)
         if (
             ours
+            and is_dataclass(kind)
             and not kind.__name__.startswith("_")
             and kind.__name__ not in BASES
             and not inspect.isabstract(kind)
@@ -139,15 +138,25 @@ def listed(what: str) -> list[Entry]:
     }[what]()
 
 
+def taken(what: str) -> list[Entry]:
+    """What the entries of a list take as arguments: such as Sample, PositionBias, LCRON of stages;
+    Pairwise, Checkpoint of embedders.
+    """
+    package = {"stages": stages, "embedders": models}.get(what)
+    if package is None:
+        return []
+    lists = ("stages", "features", "embedders")
+    apart = {entry.name for name in lists for entry in listed(name)}
+    return [entry for entry in of_classes(Typed, package) if entry.name not in apart]
+
+
 def find(what: str, name: str) -> Entry:
     """One entry of a list, or a setting that a stage or an embedder takes; raises KarmafunnelError
     for a name that is not there.
     """
     entries = {entry.name: entry for entry in listed(what)}
-    # such as Sample, PositionBias, LCRON; Pairwise, Checkpoint
-    settings = {"stages": stages, "embedders": models}.get(what)
-    if settings is not None and name not in entries:
-        entries |= {one.name: one for one in of_classes(Typed, settings, name)}
+    if name not in entries:
+        entries |= {entry.name: entry for entry in taken(what)}
     name = name.removesuffix(".py") if what == "recipes" else name
     if name not in entries:
         needs, hint = f"one of {', '.join(entries)}", meant(name, entries)

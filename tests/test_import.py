@@ -636,6 +636,23 @@ def test_again_is_the_same_bytes_and_another_map_needs_force(tmp_path):
 # -- the command -----------------------------------------------------------------------------------
 
 
+def test_requests_without_a_query_are_browsing(tmp_path):
+    text = "request_id,user_id,item_id,clicked,query,ts\n"
+    for r in range(40):
+        for place in range(3):
+            query = "" if r % 4 == 0 else f"tea {r}"
+            text += f"q{r},u{r % 4},i{(r + place) % 9},{int(place == 2)},{query},{START + 60 * r}\n"
+    path = write(tmp_path / "rows.csv", text)
+    answer = CliRunner().invoke(main, ["import", str(path), str(tmp_path / "log")])
+    assert answer.exit_code == 0, answer.output
+    assert "10 (25.0%) of the requests have no query: they are taken as browsing" in answer.output
+    log = Log.open(tmp_path / "log")
+    assert log.meta["scenario"] == ["search", "browse"] and log.in_scenario.all()
+    assert (log.requests["source"] == "browse").to_list() == log.requests["query"].is_null().to_list()
+    checked = CliRunner().invoke(main, ["validate", str(tmp_path / "log")])
+    assert checked.exit_code == 0, checked.output
+
+
 def test_the_command_says_what_it_took_and_how_to_go_on(tmp_path):
     path = write(tmp_path / "rows.csv", plain_csv())
     answer = CliRunner().invoke(main, ["import", str(path), str(tmp_path / "log")])

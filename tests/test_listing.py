@@ -83,8 +83,12 @@ def test_with_a_name_it_prints_all_about_one(what):
     ],
 )
 def test_settings_are_told_by_name(what, names):
+    whole = CliRunner().invoke(main, [what]).stdout
     for name in names.split():
         asked_for_one(what, name)
+        assert re.search(rf"\b{name}\b", whole.partition("What they take")[2])
+    unknown = CliRunner().invoke(main, [what, "nosuch"])
+    assert unknown.exit_code == 1 and names.split()[0] in unknown.stderr
 
 
 def asked_for_one(what, name):

@@ -19,7 +19,7 @@ from karmafunnel.cli import main as command_line
 from karmafunnel.files import write_text
 from karmafunnel.simulator import datasets
 from karmafunnel.simulator.commands import SECTIONS
-from karmafunnel.simulator.listing import Entry, listed
+from karmafunnel.simulator.listing import Entry, listed, taken
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 GROUPS = {
@@ -159,6 +159,10 @@ def part_page() -> str:
     for title in ("Features", "Embedders"):
         lines += ["", f"## {title}"]
         for entry in listed(title.lower()):
+            lines += of_class(entry)
+    for what in ("embedders", "stages"):
+        lines += ["", f"## What {what} take", "", "Arguments that are values themselves."]
+        for entry in taken(what):
             lines += of_class(entry)
     lines += ["", "## Measures", "", "Formulas and worked examples: [Measures](measures.md).", ""]
     lines += [f"- `{entry.typed}`: {entry.line}" for entry in listed("measures")]

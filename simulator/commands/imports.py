@@ -300,6 +300,12 @@ def print_outcome(log: Path, found: Found | None) -> None:
     print_counts(log, read_json(log / "log.json"), times)
     if found is not None and found.latest > time.time() * 1000:
         err.print(f"the last time lies in the future: {day_of(found.latest)}")
+    if found is not None and len(found.sources) > 1:
+        many = found.sources["browse"]
+        share = many / sum(found.sources.values())
+        err.print(
+            f"{many:,} ({share:.1%}) of the requests have no query: they are taken as browsing"
+        )
     if found is not None and found.alone:
         err.print(f"{found.alone:,} requests have no user: each such session is a separate user")
     if found is not None and found.rejects.count:

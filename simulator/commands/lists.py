@@ -41,7 +41,7 @@ def list_command(what: str) -> click.Command:
     @click.argument("name", required=False)
     @json_flag
     def command(name: str | None, as_json: bool) -> None:
-        from ..listing import find, listed, whole
+        from ..listing import find, listed, taken, whole
 
         entries = [find(what, name)] if name else listed(what)
         if as_json:
@@ -55,6 +55,9 @@ def list_command(what: str) -> click.Command:
         for entry in entries:
             out.print(hanging(entry.typed, out.width, 0), style="bold")
             out.print(hanging(entry.line, out.width, 4))
+        if names := ", ".join(entry.name for entry in taken(what)):
+            more = f"What they take, each with a text of its own (karmafunnel {what} NAME): {names}."
+            out.print(hanging(more, out.width, 0))
 
     return command
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ...checks import require
+from ...checks import blank, require
 from ...errors import KarmafunnelError
 from ...files import (
     LOG,
@@ -730,7 +730,7 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
     first price, title, brand and category of each.
     """
     made = found.map
-    source = "search" if made.has("query") else "browse"
+    source = pl.when(blank("query")).then(pl.lit("browse")).otherwise(pl.lit("search"))
     writers: dict[str, pq.ParquetWriter] = {}
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
@@ -755,9 +755,11 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 pl.col("ts").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS),
                 "query",
                 "session_id",
-                pl.lit(source).alias("source"),
+                source.alias("source"),
                 window,
             )
+            for name, many in requests["source"].value_counts().iter_rows():
+                found.sources[name] = found.sources.get(name, 0) + many
             exposures = bucket.select(
                 "request_id",
                 "item_id",
@@ -936,7 +938,7 @@ def finish(
             "source": wants["source"],
             "currency": made.currency,
             "label": label,
-            "scenario": ["search" if made.has("query") else "browse"],
+            "scenario": sorted(found.sources, reverse=True),
             "catalogue": "seen",
             "has": has,
             "lacks": lacks,

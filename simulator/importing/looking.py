@@ -72,6 +72,7 @@ class Found:
     first: int = 0  # time of the first interaction, ms since 1970
     latest: int = 0  # time of the last one
     alone: int = 0  # requests without a user, in a log with users
+    sources: dict[str, int] = field(default_factory=dict)  # requests by their source
 
     @property
     def read(self) -> int:
