@@ -105,8 +105,8 @@ class ActionLoss(Typed, ABC):
 class Softmax(ActionLoss):
     """Softmax over cosine / temperature among all items that are a target in W1 [I].
 
-    Args: see `ActionLoss`. What was shown in vain is among the negatives already; `hard_weight`
-    makes it heavier.
+    Args: see `ActionLoss`. What was shown without a click is among the negatives already;
+    `hard_weight` makes it heavier.
     """
 
     whole: ClassVar[bool] = True
@@ -218,7 +218,8 @@ def action_catalogue(
 @dataclass(frozen=True, eq=False)
 class Terms:
     """Scaled inner products of pairs with their targets, (P,), with the items of the batch, each
-    once, (P, U), and with what their rows were shown in vain, (P, h); which of those are negatives.
+    once, (P, U), and with what their rows were shown without a click, (P, h);
+    which of those are negatives.
     """
 
     positive: Tensor
@@ -284,8 +285,8 @@ class Terms:
 @dataclass(frozen=True, repr=False)
 class InBatch(ActionLoss):
     """Softmax over cosine / temperature among the targets of the batch and what the row was shown
-    in vain [K: those; I: the rest], for item vectors that are made in training and for large
-    catalogues.
+    without a click [K: those; I: the rest], for item vectors that are made in training and for
+    large catalogues.
 
     False negatives are masked: truths of the same row, and what has a cosine over .99 with the
     target in frozen features.
@@ -293,7 +294,7 @@ class InBatch(ActionLoss):
     Args:
         logq: a target of the batch enters with logit - log P(the batch holds it) (after Yi et al.
             2019): the sum over the batch is then on average the sum over the catalogue. The pair's
-            own target needs no correction, and what was shown in vain has none.
+            own target needs no correction, and what was shown without a click has none.
     """
 
     logq: bool = True
@@ -316,7 +317,7 @@ class InBatch(ActionLoss):
 @dataclass(frozen=True, repr=False)
 class Pairwise(ActionLoss):
     """Pairwise logistic loss: the sum of -log sigmoid(h . e_target - h . e_j) over the targets j of
-    the batch and what the row was shown in vain.
+    the batch and what the row was shown without a click.
 
     On plain inner products this is the paper's loss as a public reading prints it [R]: the last
     hidden state's projection and the item vectors then keep their lengths, in serving, too. It is a

@@ -56,7 +56,9 @@ def list_command(what: str) -> click.Command:
             out.print(hanging(entry.typed, out.width, 0), style="bold")
             out.print(hanging(entry.line, out.width, 4))
         if names := ", ".join(entry.name for entry in taken(what)):
-            more = f"What they take, each with a text of its own (karmafunnel {what} NAME): {names}."
+            more = (
+                f"What they take, each with a text of its own (karmafunnel {what} NAME): {names}."
+            )
             out.print(hanging(more, out.width, 0))
 
     return command
