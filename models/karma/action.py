@@ -288,7 +288,7 @@ class InBatch(ActionLoss):
     without a click [K: those; I: the rest], for item vectors that are made in training and for
     large catalogues.
 
-    False negatives are masked: truths of the same row, and what has a cosine over .99 with the
+    False negatives are masked: relevant items of the same row, and what has a cosine over .99 with the
     target in frozen features.
 
     Args:
@@ -357,11 +357,11 @@ class Pairwise(ActionLoss):
 @dataclass(frozen=True, repr=False)
 class MaskedNCE(ActionLoss):
     """A control of how a loss breaks [O]: softmax among the batch as HLLM has it (Chen et al. 2024,
-    arXiv 2409.12740; `nce_thres` in its code), without logQ, and what is masked is told by the
-    vectors in training.
+    arXiv 2409.12740; `nce_thres` in its code), without logQ; what is masked follows from
+    the vectors in training.
 
     A space that draws together masks what could part it: pairs are left without negatives, their
-    loss is 0. Their number is told in the progress and in the facts of the fit. HLLM draws its
+    loss is 0. Their number is in the progress and in the facts of the fit. HLLM draws its
     negatives from the catalogue; here they are those of `InBatch`.
 
     Args:
