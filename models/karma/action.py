@@ -288,8 +288,8 @@ class InBatch(ActionLoss):
     without a click [K: those; I: the rest], for item vectors that are made in training and for
     large catalogues.
 
-    False negatives are masked: relevant items of the same row, and what has a cosine over .99 with the
-    target in frozen features.
+    False negatives are masked: relevant items of the same row, and what has a cosine over .99 with
+    the target in frozen features.
 
     Args:
         logq: a target of the batch enters with logit - log P(the batch holds it) (after Yi et al.
