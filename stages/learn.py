@@ -461,8 +461,8 @@ class Teacher(Typed):
     where "listwise" divides the rows within the cut by their number; without any among the rows to
     learn from, such a request has `top` alone as its target. A pre-ranker is to find the set that
     the ranker wants, more than its order (Zhang et al. 2023, arXiv 2305.13647), and to agree with
-    it where the two would otherwise swap rows: pairs with the weight of their difference in nDCG, as
-    "lambdarank" has them (COPR, Zhao et al. 2023, arXiv 2306.03516, whose pairs are of different
+    it where the two would otherwise swap rows: pairs with the weight of their difference in nDCG,
+    as "lambdarank" has them (COPR, Zhao et al. 2023, arXiv 2306.03516, whose pairs are of different
     chunks of the teacher's order; here they are of the rows of `Sample`).
 
     Args:
