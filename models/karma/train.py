@@ -812,7 +812,7 @@ class Trainer:
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
         self.restore(found)
-        done = f"{self.name}: goes on after epoch {self.epoch} of {self.config.epochs}"
+        done = f"{self.name}: goes on after epoch {self.epoch}"
         self.progress(Lasting(f"{done}, step {self.step}"))
 
     def epoch_file(self, epoch: int) -> Path | None:
