@@ -102,7 +102,9 @@ class Timeline:
         """The values, those of a key together, in order of time: float64 (n,)."""
         if self._values is None:
             raise AttributeError("a timeline of things without values")
-        return mapped_array(self._values[np.argsort(self.of, kind="stable")])
+        # 16 bits are sorted by digits, twice as fast
+        of = self.of.astype(np.int16) if self.n_keys < 2**15 else self.of
+        return mapped_array(self._values[np.argsort(of, kind="stable")])
 
     @cached_property
     def totals(self) -> np.ndarray:
@@ -217,8 +219,8 @@ class Past:
 
     def __init__(self, log: Tables):
         self.log = log
-        self.times = np.unique(log.t)
-        self._rank = np.searchsorted(self.times, log.t)  # (n_requests,)
+        # times, and their ranks (n_requests,); with the inverse it sorts, else hashes: slower
+        self.times, self._rank = np.unique(log.t, return_inverse=True)
         self._chosen: dict[str, tuple[np.ndarray, ...]] = {}
         self._timelines: dict[str, Timeline] = {}
         self._query: np.ndarray | None = None
