@@ -133,7 +133,7 @@ def wrong_with(source: str, error: Exception) -> str:
     if place.suffix == ".gguf" and isinstance(error, struct.error | IndexError | ValueError):
         return f"{line_of(error)[:200]}; if the file was cut off, fetch it again"
     if source and not place.exists() and isinstance(error, OSError):
-        return f"no folder {source}, and no such model on the hub or in its cache, or no network"
+        return f"no folder {source}, and of the hub {line_of(error)[:240]}"
     if not place.is_dir():
         return ""
     if isinstance(error, SafetensorError):

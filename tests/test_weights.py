@@ -472,7 +472,7 @@ def test_what_a_source_lacks_is_told(
     monkeypatch.setattr("karmafunnel.models.karma.checkpoint.must_be_here", lambda _: True)
     monkeypatch.setattr("karmafunnel.models.karma.sentence.must_be_here", lambda _: True)
     for name in ("nosuchfolder", "nosuch/model"):
-        with pytest.raises(KarmafunnelError, match=f"found no folder {name}, and no such model"):
+        with pytest.raises(KarmafunnelError, match=f"found no folder {name}, and of the hub "):
             opened(name).fit(shop)
 
 
