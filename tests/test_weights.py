@@ -22,7 +22,7 @@ from karmafunnel.log import Log
 from karmafunnel.models import weights
 from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, Pretrained, SentenceEncoder
 from karmafunnel.models.karma.visual import from_model
-from karmafunnel.models.weights import WEIGHTS, fetch, folder_of, is_fetched, source_of
+from karmafunnel.models.weights import WEIGHTS, fetch, folder_of, is_fetched, opening, source_of
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_karma import save_checkpoint
@@ -474,6 +474,12 @@ def test_what_a_source_lacks_is_told(
     for name in ("nosuchfolder", "nosuch/model"):
         with pytest.raises(KarmafunnelError, match=f"found no folder {name}, and of the hub "):
             opened(name).fit(shop)
+
+
+def test_what_has_no_source_lacks_nothing() -> None:
+    with pytest.raises(KarmafunnelError, match=r"x: needs a model, found ValueError: odd"):
+        with opening("x", "a model"):
+            raise ValueError("odd")
 
 
 def test_a_gguf_file_that_ends_early(shop: Log, tmp_path: Path) -> None:
