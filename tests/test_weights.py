@@ -477,9 +477,9 @@ def test_what_a_source_lacks_is_told(
 
 
 def test_what_has_no_source_lacks_nothing() -> None:
-    with pytest.raises(KarmafunnelError, match=r"x: needs a model, found ValueError: odd"):
-        with opening("x", "a model"):
-            raise ValueError("odd")
+    odd = r"x: needs a model, found ValueError: odd"
+    with pytest.raises(KarmafunnelError, match=odd), opening("x", "a model"):
+        raise ValueError("odd")
 
 
 def test_a_gguf_file_that_ends_early(shop: Log, tmp_path: Path) -> None:
