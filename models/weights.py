@@ -132,9 +132,10 @@ def wrong_with(source: str, error: Exception) -> str:
     place = Path(source)
     if place.suffix == ".gguf" and isinstance(error, struct.error | IndexError | ValueError):
         return f"{line_of(error)[:200]}; if the file was cut off, fetch it again"
-    if not place.exists() and isinstance(error, OSError):
+    # of os.path, which says no of a name that is too long
+    if not os.path.exists(place) and isinstance(error, OSError):
         return f"no folder {source}, and of the hub {line_of(error)[:240]}"
-    if not source or not place.is_dir():
+    if not source or not os.path.isdir(place):
         return ""
     if isinstance(error, SafetensorError):
         for file in sorted(place.glob("*.safetensors")):
