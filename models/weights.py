@@ -135,18 +135,26 @@ def wrong_with(source: str, error: Exception) -> str:
     # of os.path, which says no of a name that is too long
     if not os.path.exists(place) and isinstance(error, OSError):
         return f"no folder {source}, and of the hub {line_of(error)[:240]}"
-    if not source or not os.path.isdir(place):
-        return ""
-    if isinstance(error, SafetensorError):
+    if isinstance(error, SafetensorError) and source:
         for file in sorted(place.glob("*.safetensors")):
             try:
                 with safe_open(file, framework="np"):
                     pass
             except SafetensorError:
                 return f"a file that is cut off or damaged, {file}: fetch it again"
-    wanted = ["config.json", *(["tokenizer.json"] if "tokenizer" in str(error) else [])]
-    lacks = [name for name in wanted if not (place / name).exists()]
-    return f"no {lacks[0]} in {source}" if lacks else ""
+    return lacking(
+        source, "config.json", *(["tokenizer.json"] if "tokenizer" in str(error) else [])
+    )
+
+
+def lacking(folder: str, *names: str) -> str:
+    """That a folder has no file of the first name that it lacks; "" where it lacks none, or is no
+    folder.
+    """
+    if not os.path.isdir(folder):
+        return ""
+    lacks = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    return f"no {lacks[0]} in {folder}" if lacks else ""
 
 
 def check_source(who: str, source: Any) -> None:

@@ -69,14 +69,15 @@ def typed(kind: type) -> str:
     return f"{kind.__name__}({', '.join(words)})"
 
 
-def of_classes(base: type, package: Any) -> list[Entry]:
-    """The classes below `base` that a recipe may write."""
+def of_classes(base: type, package: Any, apart: tuple[type, ...] = ()) -> list[Entry]:
+    """The classes below `base` that a recipe may write, but for those below `apart`."""
     found = []
     for kind in subclasses(base, package):
         ours = kind.__module__.startswith(package.__name__)
         if (
             ours
             and is_dataclass(kind)
+            and not issubclass(kind, apart)
             and not kind.__name__.startswith("_")
             and kind.__name__ not in BASES
             and not inspect.isabstract(kind)
@@ -143,11 +144,7 @@ def taken(what: str) -> list[Entry]:
     Pairwise, Checkpoint of embedders.
     """
     package = {"stages": stages, "embedders": models}.get(what)
-    if package is None:
-        return []
-    lists = ("stages", "features", "embedders")
-    apart = {entry.name for name in lists for entry in listed(name)}
-    return [entry for entry in of_classes(Typed, package) if entry.name not in apart]
+    return of_classes(Typed, package, (Stage, Feature, Embedder)) if package else []
 
 
 def find(what: str, name: str) -> Entry:

@@ -218,8 +218,8 @@ def action_catalogue(
 @dataclass(frozen=True, eq=False)
 class Terms:
     """Scaled inner products of pairs with their targets, (P,), with the items of the batch, each
-    once, (P, U), and with what their rows were shown without a click, (P, h);
-    which of those are negatives.
+    once, (P, U), and with what their rows were shown without a click, (P, h); which of those are
+    negatives.
     """
 
     positive: Tensor
@@ -357,8 +357,8 @@ class Pairwise(ActionLoss):
 @dataclass(frozen=True, repr=False)
 class MaskedNCE(ActionLoss):
     """A control of how a loss breaks [O]: softmax among the batch as HLLM has it (Chen et al. 2024,
-    arXiv 2409.12740; `nce_thres` in its code), without logQ; what is masked follows from
-    the vectors in training.
+    arXiv 2409.12740; `nce_thres` in its code), without logQ; what is masked follows from the
+    vectors in training.
 
     A space that draws together masks what could part it: pairs are left without negatives, their
     loss is 0. Their number is in the progress and in the facts of the fit. HLLM draws its

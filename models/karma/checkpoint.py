@@ -20,7 +20,15 @@ from ...files import atomic_folder, intact
 from ...log import Log
 from ...typed import Typed
 from ..embedders import Lasting, Progress, known_in_w1
-from ..weights import check_source, check_whole, dequantise, digest_of, opening, source_of
+from ..weights import (
+    check_source,
+    check_whole,
+    dequantise,
+    digest_of,
+    lacking,
+    opening,
+    source_of,
+)
 from .backbone import DTYPES, LM, perplexity
 
 ASKED = 64  # texts whose perplexity is told
@@ -52,10 +60,8 @@ def backend_of(tokenizer: Any, model: Any, who: str, needs: str) -> Tokenizer:
     backend: Tokenizer = tokenizer.backend_tokenizer
     words, rows = backend.get_vocab_size(), model.get_input_embeddings().weight.size(0)
     if not 16 <= words <= rows:  # without its file, an empty one is made
-        found = f"a tokenizer of {words} tokens beside {rows} embeddings"
-        folder = Path(tokenizer.name_or_path)
-        if folder.is_dir() and not (folder / "tokenizer.json").exists():
-            found = f"no tokenizer.json in {folder}"
+        odd = f"a tokenizer of {words} tokens beside {rows} embeddings"
+        found = lacking(tokenizer.name_or_path, "tokenizer.json") or odd
         raise KarmafunnelError(who, needs=needs, found=found)
     return backend
 

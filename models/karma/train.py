@@ -812,8 +812,8 @@ class Trainer:
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
         self.restore(found)
-        done = f"{self.name}: goes on after epoch {self.epoch}"
-        self.progress(Lasting(f"{done}, step {self.step}"))
+        where = f"epoch {self.epoch}, step {self.step}"
+        self.progress(Lasting(f"{self.name}: goes on after {where}"))
 
     def epoch_file(self, epoch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"

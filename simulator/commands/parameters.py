@@ -77,7 +77,7 @@ seed_option = click.option(
     "--seed",
     type=Number("seed"),
     default=0,
-    help="Seed of all random numbers; the same seed gives the same bytes, measured times apart.",
+    help="Seed of all random numbers; the same seed gives the same bytes, but for measured times.",
 )
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 device_option = click.option(

@@ -355,10 +355,10 @@ def fit_embedder(
         f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero"
     )
     lines = [["item vectors", vectors]]
-    for key, value in embedding.facts.items():
-        if key == "watched":
-            lines.append([key, f"{len(value)} steps, in {folder_out / 'watched.csv'}"])
-            continue
+    facts = dict(embedding.facts)
+    if "watched" in facts:
+        facts["watched"] = f"{len(facts['watched'])} steps, in {folder_out / 'watched.csv'}"
+    for key, value in facts.items():
         lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])
     print_table(Table(["what", "found"], lines, title=repr(embedders[name]), look="prose"), out)
     kind = type(embedders[name]).__name__
