@@ -196,9 +196,7 @@ class Experiment:
         """
         result = None if anew else self.finished(place, truth)
         if result is not None:
-            warn(
-                f"{place} has this experiment already; remove it, or use abtest --force, to make it anew"
-            )
+            warn(f"{place} has this experiment already; to make it anew, remove the folder")
             return result
         outcome, result = self.test(truth, say)
         self.write(place, outcome, result, command)
