@@ -13,15 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse, special
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.utils.extmath import randomized_svd
 
 from ..bigrams import spaced
 from ..bounds import needs
@@ -39,6 +37,9 @@ from ..files import (
 from ..log import Log
 from ..shapes import ANY, TEXT, by_name, check_keys, each
 from ..typed import Typed
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import: where it is used
+    from sklearn.feature_extraction.text import CountVectorizer
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -362,6 +363,8 @@ def truncated_svd(
     matrix: sparse.csr_matrix, dim: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (n, r), S (r,), Vt (r, m) with r = dim or less; seeded, signs fixed by scikit-learn."""
+    from sklearn.utils.extmath import randomized_svd
+
     rank = max(1, min(dim, *matrix.shape))
     # six power iterations: with fewer the small singular vectors depend visibly on the draw
     u, s, vt = randomized_svd(matrix, n_components=rank, n_iter=6, random_state=seed)
@@ -447,6 +450,8 @@ class TfidfSVD(Embedder):
         return [text or "" for text in texts]
 
     def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
+        from sklearn.feature_extraction.text import CountVectorizer
+
         split = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
 
         def words(text: str) -> list[str]:

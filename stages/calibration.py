@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
 
 from ..bounds import Bound
 from ..errors import KarmafunnelError
@@ -38,6 +37,8 @@ class Isotonic:
 
     @classmethod
     def fit(cls, score: np.ndarray, label: np.ndarray) -> Isotonic:
+        from sklearn.isotonic import IsotonicRegression
+
         iso = IsotonicRegression(y_min=1e-5, y_max=1 - 1e-5, out_of_bounds="clip").fit(score, label)
         return cls(iso.X_thresholds_.tolist(), iso.y_thresholds_.tolist())
 

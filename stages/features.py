@@ -16,8 +16,8 @@ from scipy import sparse
 
 from ..bounds import needs
 from ..errors import KarmafunnelError
-from ..models.ctr import BINS
 from ..models.embedders import unit_rows
+from ..models.simtier import BINS
 from .context import Context
 from .frame import CHANNEL, RANK, SCORE, TRACKED, check_array, pair_key
 from .recall import Titles

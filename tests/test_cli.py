@@ -221,3 +221,19 @@ def test_it_runs_as_a_module():
 def test_measuring_a_run_imports_no_torch(there):
     words = ["measure", str(there / "run20"), "HR@10", "gAUC:request:exposures"]
     assert not {"torch", "lightgbm", "faiss", "transformers"} & modules_after(words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "unused"),
+    [
+        ("popular", {"torch", "transformers", "lightgbm", "sklearn", "bm25s"}),
+        ("own_history", {"torch", "transformers", "lightgbm", "sklearn", "bm25s"}),
+        ("next_item_knn", {"torch", "transformers", "lightgbm", "sklearn", "bm25s"}),
+        ("top20.py", {"torch", "transformers"}),
+    ],
+)
+def test_a_replay_imports_only_the_libraries_of_its_stages(recipe, unused, there, tmp_path):
+    if recipe.endswith(".py"):
+        recipe = str(there / recipe)
+    words = ["replay", recipe, str(there / "log"), "--out", str(tmp_path / "run"), "--no-cache"]
+    assert not unused & modules_after(words)

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import (
     Cooccurrence,
     Embedder,
@@ -20,6 +19,7 @@ from karmafunnel.models.embedders import (
     TfidfSVD,
 )
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen, SentenceEncoder, TunedEncoder
+from karmafunnel.models.simtier import BINS
 from karmafunnel.simulator.replay.tables import RunWriter
 from karmafunnel.simulator.replay.tree import run_tree, tree_of
 from karmafunnel.stages.context import Context

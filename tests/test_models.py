@@ -15,7 +15,6 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models import gbdt
 from karmafunnel.models.ctr import (
-    BINS,
     DIN,
     Batch,
     ClickModel,
@@ -33,6 +32,7 @@ from karmafunnel.models.ctr import (
 )
 from karmafunnel.models.gbdt import LabelledRows, TreeOptions
 from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sampled_softmax, train
+from karmafunnel.models.simtier import BINS
 from karmafunnel.models.training import seeded
 from torch.nn import functional as F
 

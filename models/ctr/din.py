@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import KarmafunnelError
+from ..simtier import BINS
 from ..training import seeded
 from .batch import ACTIONS, AGES, Batch
-from .inputs import BINS, Inputs, Layers, Shape, Trunk
+from .inputs import Inputs, Layers, Shape, Trunk
 
 
 class TargetAttention(nn.Module):

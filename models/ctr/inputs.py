@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from .batch import FIRST, PADDING, UNKNOWN, Batch
 from .losses import click_loss
 
-BINS = 22  # SimTier: cosines in steps of 0.1, from -1.1 to 1.1
-
 
 @dataclass(frozen=True)
 class Shape:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,10 +23,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from scipy.optimize import nnls
-from scipy.special import ndtri
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 from threadpoolctl import threadpool_limits
 
 from ...bounds import BOUNDS, check_bound, check_seed
@@ -169,15 +168,18 @@ def rounded(made: ServiceTime) -> ServiceTime:
 @contextmanager
 def threads_of(n: int) -> Iterator[None]:
     """Run with n threads in OpenMP, BLAS and torch, and without garbage collection."""
-    before, collects = torch.get_num_threads(), gc.isenabled()
+    torch: Any = sys.modules.get("torch")  # not imported: no stage uses it
+    before, collects = torch and torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         with threadpool_limits(n):
-            torch.set_num_threads(n)
+            if torch:
+                torch.set_num_threads(n)
             yield
     finally:
-        torch.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(before)
         if collects:
             gc.enable()
 
@@ -511,7 +513,7 @@ class Profile:
         fitted = [made.mean_ms(n, i) for n, i in mine.select(REQUESTS, ITEMS).iter_rows()]
         blocks = np.array_split(mine[MS].to_numpy() / np.array(fitted), BLOCKS)
         means = np.array([block.mean() for block in blocks])
-        half = float(student.ppf(0.975, BLOCKS - 1)) * means.std(ddof=1) / math.sqrt(BLOCKS)
+        half = float(stdtrit(BLOCKS - 1, 0.975)) * means.std(ddof=1) / math.sqrt(BLOCKS)
         half = float(half / means.mean())
         return max(1 - half, 0.0) / self.busy, 1 + half
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 
 def warmup(values: np.ndarray, batch: int = 5) -> int:
@@ -41,5 +41,5 @@ def batch_quantiles(
     if usable < batches * max(2 / (1 - q), 10):
         return value, None, None
     each = np.quantile(values[len(values) - usable :].reshape(batches, -1), q, axis=1)
-    half = float(stats.t.ppf((1 + level) / 2, batches - 1) * each.std(ddof=1) / math.sqrt(batches))
+    half = float(stdtrit(batches - 1, (1 + level) / 2) * each.std(ddof=1) / math.sqrt(batches))
     return value, value - half, value + half

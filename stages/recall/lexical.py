@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import bm25s
 import numpy as np
 import polars as pl
 
@@ -38,6 +38,8 @@ class BM25Recall(Stage):
 
 def tokenize(texts: list[str]) -> list[list[str]]:
     """The words of each text; pairs of characters where they are written without blanks."""
+    import bm25s  # with numba, half a second
+
     found: list[list[str]] = bm25s.tokenize(
         [*map(spaced, texts)], stopwords=None, return_ids=False, show_progress=False
     )
@@ -59,8 +61,10 @@ class Titles:
         titles = [title or "" for title in log.items["title"].to_list()]
         words = tokenize(titles)
         self.n_items = log.n_items
-        self.index = None  # where no title has a word
+        self.index: Any = None  # where no title has a word
         if any(words):
+            import bm25s
+
             self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
             self.index.index(words, show_progress=False)
         self.queries = log.requests["query"]
