@@ -39,7 +39,7 @@ def folder(request, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("rows", [13, 64])
+@pytest.mark.parametrize("rows", [61, 256])
 def test_rows_are_the_same_in_a_file_and_in_memory(folder, short, rows):
     held = Log.open(folder).rows
     short(rows)
@@ -52,11 +52,11 @@ def test_rows_are_the_same_in_a_file_and_in_memory(folder, short, rows):
 @pytest.mark.parametrize("kind", ["price", "shown", "looked at", "own shown", "query click"])
 def test_timelines_lie_in_files_and_answer_the_same(folder, short, kind):
     held = Log.open(folder).asof.past.timeline(kind)
-    short(16)
+    short(61)
     long = Log.open(folder).asof.past.timeline(kind)
     for name in ("of", "rank", "starts", "values", "totals", "keys"):
         array = getattr(held, name, None)
-        if array is None or len(array) <= 16:
+        if array is None or len(array) <= 61:
             continue
         other = getattr(long, name)
         assert isinstance(other.base, np.memmap) and other.dtype == array.dtype
@@ -111,7 +111,7 @@ def test_describe_and_its_page_are_the_same(folder, short):
     assert json.dumps(plots(opened, found), default=str) == json.dumps(figures, default=str)
 
 
-@pytest.mark.parametrize("rows", [7, 1000])
+@pytest.mark.parametrize("rows", [61, 1000])
 def test_checks_find_the_same_rows(tmp_path, short, rows):
     made = make_shop()
     shown, n = made.exposures, made.exposures.height

@@ -10,44 +10,25 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fits_together
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fits_together import SMALL, TINY, TRAINED, VALUES
 from karmafunnel.benchmarks.speed import gpu
+from karmafunnel.cli import main as cli
 from karmafunnel.errors import KarmafunnelError, LostProcessError
 from karmafunnel.log import Log
-from karmafunnel.models.karma import (
-    KARMA,
-    InBatch,
-    Pairwise,
-    Qwen,
-    SentenceEncoder,
-    Softmax,
-    TunedEncoder,
-    processes,
-)
+from karmafunnel.models.karma import KARMA, InBatch, processes
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from shop import make_shop
-from tiny_models import sentence_encoder
 
 pytestmark = pytest.mark.slow
-
-TINY = Qwen(
-    dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4
-)
-SMALL = KARMA(backbone=TINY, dim=32, epochs=1, length=8, batch=8, gen=0.1, rec=0.3)
-VALUES = {
-    "softmax": replace(SMALL, rec=0.0),
-    "in the batch, texts read in training": replace(SMALL, loss=InBatch(), items="trained"),
-    "pairwise, decoder lm": replace(SMALL, loss=Pairwise(cosine=True), decoder="lm"),
-    "masked words": replace(SMALL, loss=Softmax(hard_weight=2.0), gen=0.0, decoder="masked"),
-}
-
 
 RECIPE = """
 from karmafunnel.models.karma import KARMA, Qwen
@@ -68,48 +49,21 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-TRAINED = VALUES | {
-    "tuned sentence encoder": TunedEncoder(
-        SentenceEncoder(sentence_encoder(), dim=8), trained=1, batch=8
-    )
-}
-
-
-def main(cache: str, out: str, changes: str, shop: str) -> None:
-    """What each process of a test runs."""
-    from karmafunnel.models.karma.processes import together
-    from karmafunnel.models.karma.train import train_along
-
-    def told(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    with together(train_along):
-        found = {}
-        for name, value in TRAINED.items():
-            changed = json.loads(changes) if isinstance(value, KARMA) else {}
-            fit = replace(value, **changed).fit(
-                make_shop(*json.loads(shop)), seed=1, progress=told, cache=Path(cache)
-            )
-            found[name] = fit.facts
-            np.save(Path(out) / f"{len(found)}.npy", fit.items())
-        (Path(out) / "facts.json").write_text(json.dumps(found), "utf-8")
-
-
-def start(*args: object, count: int = 2, **more: str) -> list[subprocess.Popen[str]]:
-    """The processes of a launcher, each in its place."""
+def start(cache: Path, out: Path, changes: list[dict[str, int]]) -> list[subprocess.Popen[str]]:
+    """Two processes of `fits_together.py`, each in its place."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     near = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, args)],
-            env=os.environ | near | {"RANK": str(i), "WORLD_SIZE": str(count)} | more,
+            [sys.executable, fits_together.__file__, cache, out, json.dumps(changes)],
+            env=os.environ | near | {"RANK": str(i), "WORLD_SIZE": "2"},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        for i in range(count)
+        for i in range(2)
     ]
 
 
@@ -127,18 +81,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("chunk", [0, 3])
-def test_two_processes_train_as_one(chunk: int, shop: Log, tmp_path: Path, cache: Path) -> None:
-    changes = json.dumps({"chunk": chunk})
-    running = start(__file__, tmp_path / "cache", tmp_path, changes, "[]")
+def test_two_processes_train_as_one(shop: Log, tmp_path: Path, cache: Path) -> None:
+    changes = [{}, {"chunk": 3}]
+    running = start(tmp_path / "cache", tmp_path, changes)
     assert [code for code, _ in ends(running)] == [0, 0]
-    found = json.loads((tmp_path / "facts.json").read_text("utf-8"))
     for i, (name, value) in enumerate(TRAINED.items(), start=1):
-        alone = value.fit(make_shop(), seed=1, cache=cache)
-        assert found[name]["processes"] == 2 and "processes" not in alone.facts
-        for one, two in zip(alone.facts["curve"], found[name]["curve"], strict=True):
-            assert two == pytest.approx(one, rel=1e-4), name
-        assert np.abs(np.load(tmp_path / f"{i}.npy") - alone.items()).max() < 1e-3, name
+        alone = value.fit(shop, seed=1, cache=cache)
+        assert "processes" not in alone.facts
+        for number in range(len(changes)):
+            folder = tmp_path / str(number)
+            found = json.loads((folder / "facts.json").read_text("utf-8"))[name]
+            assert found["processes"] == 2
+            for one, two in zip(alone.facts["curve"], found["curve"], strict=True):
+                assert two == pytest.approx(one, rel=1e-4), name
+            assert np.abs(np.load(folder / f"{i}.npy") - alone.items()).max() < 1e-3, name
 
 
 def test_parts_of_a_batch_give_its_loss(shop: Log, cache: Path) -> None:
@@ -221,8 +177,7 @@ def test_losses_that_are_read_later_are_the_same(
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other(killed: int, tmp_path: Path) -> None:
-    changes, shop = json.dumps({"epochs": 200}), "[]"
-    running = start(__file__, tmp_path / "cache", tmp_path, changes, shop)
+    running = start(tmp_path / "cache", tmp_path, [{"epochs": 200}])
     assert running[0].stderr is not None
     for line in running[0].stderr:
         if "epoch 2 of" in line:
@@ -239,7 +194,7 @@ def test_a_killed_process_ends_the_other(killed: int, tmp_path: Path) -> None:
 
 
 def test_more_processes_than_pieces(tmp_path: Path) -> None:
-    running = start(__file__, tmp_path / "cache", tmp_path, json.dumps({"batch": 1}), "[]")
+    running = start(tmp_path / "cache", tmp_path, [{"batch": 1}])
     (code, message), (other, _) = ends(running)
     assert code == 1 and other == 0
     assert "needs a batch of 2 pieces or more" in message
@@ -248,10 +203,7 @@ def test_more_processes_than_pieces(tmp_path: Path) -> None:
 def test_the_command_line_starts_once(tmp_path: Path) -> None:
     """`torchrun` and `accelerate launch`: the first process alone writes and prints."""
     karmafunnel = "karmafunnel"
-    subprocess.run(
-        [sys.executable, "-m", karmafunnel, "world", tmp_path / "log", "--items", "150",
-         "--users", "60", "--requests", "600"], check=True, capture_output=True,
-    )  # fmt: skip
+    make_shop(150, 60, 600).write(tmp_path / "log")
     recipe = tmp_path / "mine.py"
     recipe.write_text(RECIPE, "utf-8")
     curves = []
@@ -271,11 +223,8 @@ def test_the_command_line_starts_once(tmp_path: Path) -> None:
     for curve in curves[1:]:
         for one, two in zip(curves[0], curve, strict=True):
             assert two == pytest.approx(one, rel=1e-4)
-    ran = subprocess.run(
-        [sys.executable, "-m", karmafunnel, "recipes"],
-        env=os.environ | {"WORLD_SIZE": "2"}, text=True, capture_output=True,
-    )  # fmt: skip
-    assert ran.returncode == 1 and "as torchrun sets them" in ran.stderr
+    told = CliRunner().invoke(cli, ["recipes"], env={"WORLD_SIZE": "2"})
+    assert told.exit_code == 1 and "as torchrun sets them" in told.stderr
 
 
 def test_a_lost_process_is_no_fault_of_the_row(shop: Log, tmp_path: Path) -> None:
@@ -319,6 +268,3 @@ def test_figures_of_a_gpu_outlast_a_table_that_fails(
     found = json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))
     assert len(found["training"]) == 4 and found["seconds"] >= 0 and found["goal"] == gpu.GOAL
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

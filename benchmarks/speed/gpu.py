@@ -194,7 +194,7 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
         "tables": {},
     }
     console.print(f"{found['device']}: {rate / 1e12:.3g} TFLOP/s in bfloat16")
-    sizes = (3000, 600, 6000) if GPU else (300, 60, 600)
+    sizes = (3000, 600, 6000) if GPU else (150, 40, 300)
     log = generate(items=sizes[0], users=sizes[1], requests=sizes[2], seed=0).log
     for name, config in shapes.items():
         for chunk in (0, batch // 4):
