@@ -87,8 +87,8 @@ against = "pairwise, action-only"
 measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target", "gAUC:request:exposures")
 seeds = (0, 1, 2)
 
-# (rate, weight) with the best mean of HR@10, HR@50 and HR@200 on W2b, of four each; a loss whose
-# trials on a log are not done has no row, and a log without trials takes those of Office
+# (rate, weight) with the best mean of HR@10, HR@50 and HR@200 on W2b, of four each; a loss or an
+# objective without trials on a log has no row, and a log without any takes those of Office
 Setting = tuple[float, float]
 CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
     "amazon_office": {
@@ -122,6 +122,10 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
             "+rec": (2e-3, 0.1),
             "+gen+rec": (2e-3, 0.1),
         },
+    },
+    "world-amazon_catalog": {
+        "pairwise": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.3)},
+        "in-batch softmax": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.1)},
     },
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
@@ -158,6 +162,8 @@ def values(log: Log) -> dict[str, Embedder]:
         alone = replace(plain, rate=chosen["action-only"][0])
         found[f"{loss}, action-only"] = alone
         for objective, (gen, rec) in OBJECTIVES.items():
+            if objective not in chosen:
+                continue
             rate, weight = chosen[objective]
             both = replace(plain, rate=rate, gen=gen * weight, rec=rec * weight)
             found[f"{loss}, {objective}"] = both
