@@ -187,17 +187,31 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def wholes(world, tmp_path_factory):
+    """The recipe, and the folders and trials of finished searches of 3 and of 8 trials."""
+    folder = tmp_path_factory.mktemp("wholes")
+    recipe = folder / "mine.py"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    found = {}
+    for trials in (3, 8):
+        search = searched(world, recipe, folder / str(trials), trials=trials)
+        write_found(search, "it")
+        found[trials] = folder / str(trials), search.trials
+    return recipe, found
+
+
 @pytest.mark.parametrize("trials", [3, 8])
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_made_good_and_fewer_trials_are_those_of_a_search_of_fewer(damage, trials, world, recipe, tmp_path):
-    wanted = searched(world, recipe, tmp_path / "whole", trials=trials)
-    write_found(wanted, "it")
-    write_found(searched(world, recipe, tmp_path / "out", trials=8), "it")
+def test_damage_is_made_good_and_fewer_trials_are_those_of_a_search_of_fewer(damage, trials, world, wholes, tmp_path):
+    recipe, found = wholes
+    whole, wanted = found[trials]
+    shutil.copytree(found[8][0], tmp_path / "out")
     damage(tmp_path / "out")
     search = searched(world, recipe, tmp_path / "out", trials=trials)
-    assert search.trials == wanted.trials
+    assert search.trials == wanted
     for path in write_found(search, "it"):
-        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes(), path
+        assert path.read_bytes() == (whole / path.name).read_bytes(), path
 
 
 STAGES = """
