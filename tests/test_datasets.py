@@ -560,8 +560,8 @@ def with_cell(
 
 @pytest.mark.parametrize(("source", "name"), DELIMITED, ids=[name for _, name in DELIMITED])
 def test_no_value_in_any_column_makes_a_log_that_later_commands_refuse(source, name, tmp_path):
-    for number, column in enumerate(cells(source, name)[0]):
-        for value in ODD[number % 2 :: 2]:  # each of them in every second column
+    for column in cells(source, name)[0]:
+        for value in ODD:
             raw, _ = with_cell(source, name, column, value, tmp_path / "raw")
             try:
                 loaded = load(source, raw)

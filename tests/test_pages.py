@@ -205,7 +205,7 @@ def test_in_a_real_browser(made):
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs a Chromium")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1920, 1280, 390])
 def test_every_page_is_whole_at_every_width(made, width):
     for name, seen in visits(made["benign"], width=width).items():
         assert not seen.faults, (name, seen.faults)
