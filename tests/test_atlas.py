@@ -163,7 +163,8 @@ SMALL = {"backbone": TINY, "dim": 16, "batch": 16, "epochs": 1, "watch": 4}
 def rows(log):
     found = {name: row["interest"] for name, row in atlas.rows(log).items()}
     kept = {f"pairwise, {row}": found[f"pairwise, {row}"] for row in KEPT}
-    return {name: {"interest": replace(value, **SMALL)} for name, value in kept.items()}
+    karmas = {name: {"interest": replace(value, **SMALL)} for name, value in kept.items()}
+    return karmas | {name: {"interest": found[name]} for name in ("TF-IDF", "random")}
 """
 
 
@@ -186,12 +187,13 @@ def test_the_whole_command_on_finished_cells(
         assert ran.exit_code == 0, ran.output
         return ran.output
 
-    assert "4 cells to make" in call("0")  # nothing is made, and nothing fails for it
+    assert "6 cells to make" in call("0")  # nothing is made, and nothing fails for it
     assert "+gen+rec" not in (out / "atlas.md").read_text("utf-8")
     call("9")
     made = (out / "atlas.md").read_text("utf-8")
     for row in ("action-only", "+gen+rec", "+gen+rec, shuffled texts", "action-only, high rate"):
         assert f"| pairwise, {row} |" in made
+    assert "other embeddings" in made and "| TF-IDF |" in made and "| random |" in made
     assert "0 cells to make" in call("0") and (out / "atlas.md").read_text("utf-8") == made
     page = (out / "atlas.html").read_text("utf-8")
     assert "What both objectives add to a loss" in page and "shop: pairwise" in page

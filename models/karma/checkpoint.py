@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from tokenizers import Tokenizer
@@ -26,6 +23,7 @@ from ..weights import (
     dequantise,
     digest_of,
     lacking,
+    must_be_here,
     opening,
     source_of,
 )
@@ -33,21 +31,6 @@ from .backbone import DTYPES, LM, perplexity
 
 ASKED = 64  # texts whose perplexity is told
 TOKENS = 32  # of each of them
-
-
-def must_be_here(source: str) -> bool:
-    """Whether a source can only be a folder or a cached download, because the hub cannot be
-    reached.
-    """
-    proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")]
-    if Path(source).exists() or any(proxies):
-        return Path(source).exists()
-    hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3).close()
-    except OSError:
-        return True
-    return False
 
 
 def backend_of(tokenizer: Any, model: Any, who: str, needs: str) -> Tokenizer:
@@ -75,9 +58,9 @@ class Checkpoint(Typed):
             are de-quantised to float32), or `"smollm2-135m"` after `karmafunnel fetch-model`.
         lora: rank of low-rank updates, 0 fine-tunes every weight.
         dtype: of the weights: "float32", "bfloat16" or "float16".
-        layers: keep only the first so many, 0 all. A cut model is an encoder: its head predicts
-            worse than chance, so it takes no `gen`, and `rec` with `decoder="masked"` alone, unless
-            language training (`LanguageFirst`) has healed its head.
+        layers: keep only the first so many, 0 all. A cut model is an encoder: its last layer
+            predicts words worse than chance, so it takes neither `gen` nor `decoder="lm"`, unless
+            language training (`LanguageFirst`) has healed it.
     """
 
     source: str

@@ -71,7 +71,7 @@ class KarmaConfig:
             with MSE, or drawn by `Diffusion()` or `FlowMatching()`, from what would be the
             embedding without it. L_act is then the error to the target's item vector, and item
             vectors stay as they start. In the paper diffusion fails here [K]. None: the projection
-            itself.
+            itself. `watch` shows the vectors that it starts from, not those that it makes.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
         schedule: of the weights of `gen`, `rec` and `see` over the steps of all epochs: "constant",

@@ -88,15 +88,7 @@ class KARMA(KarmaConfig, Embedder):
         base = self.backbone.ready(log, cache, progress, device)
         # BOS, [INT], BOS
         base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))
-        if not base.speaks and (self.gen or (self.rec and self.decoder != "masked")):
-            raise KarmafunnelError(
-                f"{self!r}",
-                what=" and ".join(name for name in ("gen", "rec") if getattr(self, name))
-                + " through the head of its language model",
-                needs="a model with all of its layers, or LanguageFirst(...) around it",
-                found=f"its first {base.facts['layers']}, whose text perplexity is "
-                f"{base.facts['text perplexity']:,g} (chance: {base.vocab:,})",
-            )
+        self.must_speak(base)
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
         trainer = Trainer(trainee, seed, folder, progress)
@@ -116,6 +108,27 @@ class KARMA(KarmaConfig, Embedder):
         )
         embedding.learn_prior(trainee.examples.trees.request)
         return Fit(base, features, trainee, embedding)
+
+    def must_speak(self, base: LM) -> None:
+        """Raises KarmafunnelError where a decoder reads the last layer of a model that was cut, and
+        no language training has healed it.
+        """
+        asked = {"gen": self.gen, 'rec with decoder="lm"': self.rec and self.decoder == "lm"}
+        decoders = [name for name, weight in asked.items() if weight]
+        if base.speaks or not decoders:
+            return
+        needs = "a model with all of its layers, or LanguageFirst(...) around it"
+        perplexity = base.facts["text perplexity"]
+        if trained := base.facts.get("language"):
+            needs = "all of its layers, or more `tokens` of language training"
+            perplexity = trained["perplexity_after"]
+        raise KarmafunnelError(
+            f"{self!r}",
+            what=" and ".join(decoders),
+            needs=needs,
+            found=f"its first {base.facts['layers']} layers, whose text perplexity is "
+            f"{perplexity:,g} (chance: {base.vocab:,})",
+        )
 
     def trainee(
         self, log: Log, base: LM, features: Features, seed: int, cache: Path | None

@@ -158,8 +158,8 @@ class LanguageFirst(Typed):
                 "perplexity_after": round(after, 2),
             },
         }
-        # worse than a guess among all tokens is no language
-        lm.speaks = base.speaks or not after >= lm.vocab
+        # worse than a guess among all tokens is no language, nor is what no document showed (NaN)
+        lm.speaks = base.speaks or after < lm.vocab
         progress(
             f"language training: perplexity of {len(held)} unseen documents "
             f"{before:.1f} -> {after:.1f}"
@@ -245,7 +245,7 @@ def order_of(documents: list[np.ndarray]) -> list[int]:
 
 def held_out(documents: int) -> int:
     """How many of so many documents are held out."""
-    return min(max(1, documents * 3 // 100), 256) if documents >= 20 else 0
+    return min(max(1, documents * 3 // 100), 256) if documents > 1 else 0
 
 
 def padded(documents: list[np.ndarray], most: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,12 +21,21 @@ from ...files import read_json
 from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
-from ..weights import check_source, check_whole, finite, opening, plain, source_of
+from ..weights import (
+    check_source,
+    check_whole,
+    finite,
+    must_be_here,
+    opening,
+    plain,
+    source_of,
+)
 from .backbone import TOKEN, TextModel
-from .checkpoint import backend_of, must_be_here
+from .checkpoint import backend_of
 from .frozen import After, FrozenText
 
 BATCH = 256  # texts read at a time
+READ = "Transformer", "Pooling"  # of a published model; "Normalize" may follow
 DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "pad": TOKEN}
 
 
@@ -165,28 +174,45 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
         raise KarmafunnelError(who, needs="a sentence encoder", found=found, hint=hint)
     check_whole(model, report, who, "a sentence encoder")
     words = backend_of(tokenizer, model, who, what)
-    check_pooling(source, here, who)
+    check_modules(source, here, who)
     facts = {"source": name, "parameters": sum(p.numel() for p in model.parameters())}
     pad = tokenizer.pad_token_id or 0
     return Sentences(model.to(device), words, pad, facts)
 
 
-def check_pooling(source: str, here: bool, who: str) -> None:
-    """Raises KarmafunnelError where a source says that vectors are pooled in another way; one that
-    says nothing is read by its mean, as `sentence-transformers` does.
+def check_modules(source: str, here: bool, who: str) -> None:
+    """Raises KarmafunnelError where a source says that texts are read in another way than by the
+    mean of their last hidden states: `modules.json` names another module, or the pooling another
+    mode. One that says nothing is read by its mean, as `sentence-transformers` does.
     """
-    file = cached_file(
+    pooling = "1_Pooling"
+    if file := file_of(source, "modules.json", here):
+        modules = read_json(file)
+        given = [
+            x if isinstance(x, dict) else {}
+            for x in (modules if isinstance(modules, list) else [modules])
+        ]
+        kinds = [str(x.get("type")).split(".")[-1] for x in given]
+        if kinds not in ([*READ, "Normalize"], [*READ]):
+            found = f"{', '.join(kinds)[:100] or 'none'} in {file}"
+            raise KarmafunnelError(who, needs=f"the modules {', '.join(READ)}", found=found)
+        pooling = str(given[1].get("path") or pooling)
+    if file := file_of(source, f"{pooling}/config.json", here):
+        told = read_json(file)
+        settings = told.items() if isinstance(told, dict) else ()
+        modes = sorted(name for name, on in settings if "mode" in name and on is True)
+        if modes != ["pooling_mode_mean_tokens"]:
+            found = f"{', '.join(modes) or 'none'} in {file}"
+            raise KarmafunnelError(who, needs="mean pooling", found=found)
+
+
+def file_of(source: str, name: str, here: bool) -> str | None:
+    """A file of a folder or of the hub; None where there is none."""
+    found: str | None = cached_file(
         source,
-        "1_Pooling/config.json",
+        name,
         local_files_only=here,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if file is None:
-        return
-    told = read_json(file)
-    settings = told.items() if isinstance(told, dict) else ()
-    modes = sorted(name for name, on in settings if "mode" in name and on is True)
-    if modes != ["pooling_mode_mean_tokens"]:
-        found = f"{', '.join(modes) or 'none'} in {file}"
-        raise KarmafunnelError(who, needs="mean pooling", found=found)
+    return found

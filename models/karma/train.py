@@ -67,6 +67,7 @@ SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 WHOLE = 100_000  # items that a softmax over the catalogue reads at most
 TEXTS = 8  # texts that are held in memory in place of a piece
 TOTAL, GRADIENT, ALONE = "total", "length, gradient", "pairs without negatives"  # of a step
+RANK, PERPLEXITY = "effective rank, interests", "perplexity given history"
 UNREAD = 16  # steps of a GPU whose losses are read together: each reading waits for the GPU
 COUNTERS = (
     "step",
@@ -577,7 +578,7 @@ class Trainee(Learner):
         logits, words, told = text_logits(network.lm, hidden, batch.text, batch.word)
         count = told.sum(dim=1)
         nats = (each_text(logits, words, told) * count).sum() / count.sum()
-        found["perplexity given history"] = math.exp(min(float(nats), 50.0))
+        found[PERPLEXITY] = math.exp(min(float(nats), 50.0))
         self.train()
         # a history too short for sinks has no figure of them
         return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -826,6 +827,8 @@ class Trainer:
         """
         if (kept := Snapshot.resume(self.epoch_file(self.config.epochs))) is not None:
             self.put(kept.tensors)
+            for line in self.warnings(kept.facts):
+                self.progress(Lasting(line))
             return dict(kept.facts)
         self.load()
         if here.count == 1:
@@ -864,7 +867,7 @@ class Trainer:
             "curve": rounded,
         }
         if self.alone:
-            found |= {"pairs": self.pairs, "pairs without negatives": self.alone}
+            found |= {"pairs": self.pairs, ALONE: self.alone}
         if here.count > 1:
             found["processes"] = here.count
         if self.collapse:
@@ -904,10 +907,7 @@ class Trainer:
         means = told(self.curve[-1])
         self.progress(f"{self.name}: epoch {self.epoch} of {self.config.epochs}, {means}")
         if self.alone:
-            told_pairs = (
-                f"{self.name}: {self.alone:,} of {self.pairs:,} pairs had no negative left after "
-                "masking: their action loss is 0 and teaches nothing"
-            )
+            told_pairs = self.warnings({ALONE: self.alone, "pairs": self.pairs})[0]
             # the last one stays
             last = self.epoch == self.config.epochs
             self.progress(Lasting(told_pairs) if last else told_pairs)
@@ -923,17 +923,29 @@ class Trainer:
         rank = effective_rank(unit(self.recent.cpu().numpy()))
         if rank >= min(COLLAPSED, dim / 4):
             return
-        self.collapse = {"step": self.step, "effective rank, interests": float(f"{rank:.6g}")}
-        known, name = "", "perplexity given history"
-        if self.watched and name in self.watched[-1]:
-            self.collapse[name] = self.watched[-1][name]
-            known = f", {name} {self.collapse[name]:,.4g} in step {self.watched[-1]['step']}"
-        weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
-        warning = (
-            f"{self.name}: warning: user embeddings have collapsed: effective rank {rank:.1f} of "
-            f"{dim} in step {self.step}{known}; try a lower rate than {self.config.rate:g}{weights}"
-        )
-        self.progress(Lasting(warning))
+        self.collapse = {"step": self.step, RANK: float(f"{rank:.6g}"), "dim": dim}
+        if self.watched and PERPLEXITY in self.watched[-1]:
+            self.collapse[PERPLEXITY] = self.watched[-1][PERPLEXITY]
+        self.progress(Lasting(self.warnings({"collapse": self.collapse})[0]))
+
+    def warnings(self, facts: Mapping[str, Any]) -> list[str]:
+        """What a user must know of a fit with these facts, also of one that was kept."""
+        found = []
+        if alone := facts.get(ALONE):
+            found.append(
+                f"{self.name}: {alone:,} of {facts['pairs']:,} pairs had no negative left after "
+                "masking: their action loss is 0 and teaches nothing"
+            )
+        if collapse := facts.get("collapse"):
+            known = f", {PERPLEXITY} {x:,.4g}" if (x := collapse.get(PERPLEXITY)) else ""
+            rate = max(group["rate"] for group in self.optimiser.param_groups)
+            weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
+            found.append(
+                f"{self.name}: warning: user embeddings have collapsed: effective rank "
+                f"{collapse[RANK]:.1f} of {collapse['dim']} in step {collapse['step']}{known}; "
+                f"try a lower rate than {rate:g}{weights}"
+            )
+        return found
 
     def one_step(self, pieces: np.ndarray) -> None:
         """Train on one batch; raises KarmafunnelError naming the step, weights unchanged, if a loss

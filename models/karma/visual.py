@@ -28,7 +28,7 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
-from ..weights import check_source, check_whole, finite, opening, source_of
+from ..weights import check_source, check_whole, finite, must_be_here, opening, source_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,8 +179,6 @@ def from_model(
 ) -> np.ndarray:
     """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
     from transformers import AutoImageProcessor, AutoModel
-
-    from .checkpoint import must_be_here
 
     who, source = f"{how!r}", source_of(how.source, f"{how!r}")
     with opening(who, "a vision model with its image processor", source):
