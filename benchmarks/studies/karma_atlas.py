@@ -126,7 +126,10 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
     },
     "world-amazon_catalog": {
         "pairwise": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.3)},
+        "pairwise on cosine": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.1)},
         "in-batch softmax": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.1)},
+        "masked NCE": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.1)},
+        "catalogue softmax": {"action-only": (3e-3, 0.0), "+gen+rec": (3e-3, 0.1)},
     },
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
@@ -176,6 +179,7 @@ def values(log: Log) -> dict[str, Embedder]:
             "action-only": alone,
             "+gen+rec": both,
             "+gen+rec, shuffled texts": replace(both, shuffled=True),
+            "action-only, equal compute": replace(alone, epochs=2 * alone.epochs),
         }
         for name, value in high.items():
             if value.rate < HIGH:
