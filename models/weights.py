@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Tell = Callable[[str], None]
-PATIENCE = 10.0  # seconds until a hub that says nothing does not answer
+PATIENCE = 10.0  # seconds that the hub has to answer
 
 
 @dataclass(frozen=True)

@@ -737,7 +737,12 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
     with power_cut(found["step"]):
         value.fit(shop, cache=tmp_path / "cut")
     assert value.fit(shop, cache=tmp_path / "cut").facts["collapse"] == found
-    # one that was kept says so, too
+    # one that goes on after it, and one that was kept, say so, too
+    with power_cut(found["step"] + 20):
+        value.fit(shop, cache=tmp_path / "later")
+    goes_on: list[str] = []
+    value.fit(shop, progress=goes_on.append, cache=tmp_path / "later")
+    assert [line for line in goes_on if "warning" in line] == told
     again: list[str] = []
     value.fit(shop, progress=again.append, cache=tmp_path / "cut")
     assert [line for line in again if "warning" in line] == told

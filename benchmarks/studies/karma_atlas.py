@@ -208,7 +208,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
 # -- tables and pictures of the finished cells -----------------------------------------------------
 
 
-def parts_of(recipe: Recipe, log: Log, out: Path) -> Iterator[tuple[str, str, list[Line]]]:
+def by_loss(recipe: Recipe, log: Log, out: Path) -> Iterator[tuple[str, str, list[Line]]]:
     """Each loss with the row that its rows are held against and their lines; then the embeddings
     that KARMA is compared with.
     """
@@ -391,11 +391,9 @@ def main(logs: tuple[Path, ...], out: Path, minutes: float) -> None:
         )
         ablate(recipe, log, folder, options, minutes=minutes, diagnose=True)
         first = [x for x in cells_of(recipe, log, folder) if x.seed == recipe.seeds[0] and x.done]
-        for loss, against, lines in parts_of(recipe, log, folder):
+        for loss, against, lines in by_loss(recipe, log, folder):
             tables = "\n\n".join(to_markdown(table) for table in tables_of(against, lines))
             parts.append(f"## {log.name}: {loss}\n\n{tables}\n")
-            if loss == CONTROLS:
-                continue
             points += gains(log.name, loss, lines)
             own = [cell for cell in first if cell.row.startswith(f"{loss}, ")]
             if drawn := [x for x in (step_figure(loss, own), attention(loss, own)) if x]:

@@ -41,9 +41,9 @@ class LanguageFirst(Typed):
 
     A document is the texts of a user's history in W1, in order of time, so that every text but the
     first is generated from those before it; or the text of one item. Documents stand one after the
-    other, and every token is predicted from those before it. Three in a hundred documents, 256 at
-    most, are held out; their perplexity before and after is kept. What is read is W1 of each log,
-    or the items known in it, and nothing later.
+    other, and every token is predicted from those before it. Three in a hundred documents, at least
+    one of two and at most 256, are held out; their perplexity before and after is kept. What is
+    read is W1 of each log, or the items known in it, and nothing later.
 
     It also heals the head of a model that was cut to its first layers.
 

@@ -815,6 +815,7 @@ class Trainer:
         self.restore(found)
         where = f"epoch {self.epoch}, step {self.step}"
         self.progress(Lasting(f"{self.name}: goes on after {where}"))
+        self.warn_of(self.collapse)
 
     def epoch_file(self, epoch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"
@@ -827,8 +828,9 @@ class Trainer:
         """
         if (kept := Snapshot.resume(self.epoch_file(self.config.epochs))) is not None:
             self.put(kept.tensors)
-            for line in self.warnings(kept.facts):
-                self.progress(Lasting(line))
+            if alone := kept.facts.get(ALONE):
+                self.progress(Lasting(self.without_negatives(alone, kept.facts["pairs"])))
+            self.warn_of(kept.facts.get("collapse"))
             return dict(kept.facts)
         self.load()
         if here.count == 1:
@@ -907,7 +909,7 @@ class Trainer:
         means = told(self.curve[-1])
         self.progress(f"{self.name}: epoch {self.epoch} of {self.config.epochs}, {means}")
         if self.alone:
-            told_pairs = self.warnings({ALONE: self.alone, "pairs": self.pairs})[0]
+            told_pairs = self.without_negatives(self.alone, self.pairs)
             # the last one stays
             last = self.epoch == self.config.epochs
             self.progress(Lasting(told_pairs) if last else told_pairs)
@@ -926,26 +928,28 @@ class Trainer:
         self.collapse = {"step": self.step, RANK: float(f"{rank:.6g}"), "dim": dim}
         if self.watched and PERPLEXITY in self.watched[-1]:
             self.collapse[PERPLEXITY] = self.watched[-1][PERPLEXITY]
-        self.progress(Lasting(self.warnings({"collapse": self.collapse})[0]))
+        self.warn_of(self.collapse)
 
-    def warnings(self, facts: Mapping[str, Any]) -> list[str]:
-        """What a user must know of a fit with these facts, also of one that was kept."""
-        found = []
-        if alone := facts.get(ALONE):
-            found.append(
-                f"{self.name}: {alone:,} of {facts['pairs']:,} pairs had no negative left after "
-                "masking: their action loss is 0 and teaches nothing"
-            )
-        if collapse := facts.get("collapse"):
-            known = f", {PERPLEXITY} {x:,.4g}" if (x := collapse.get(PERPLEXITY)) else ""
-            rate = max(group["rate"] for group in self.optimiser.param_groups)
-            weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
-            found.append(
-                f"{self.name}: warning: user embeddings have collapsed: effective rank "
-                f"{collapse[RANK]:.1f} of {collapse['dim']} in step {collapse['step']}{known}; "
-                f"try a lower rate than {rate:g}{weights}"
-            )
-        return found
+    def warn_of(self, collapse: Mapping[str, float] | None) -> None:
+        """Say where a fit collapsed, if it did: as it is found, and of one that was kept."""
+        if not collapse:
+            return
+        known = f", {PERPLEXITY} {x:,.4g}" if (x := collapse.get(PERPLEXITY)) else ""
+        rate = max(group["rate"] for group in self.optimiser.param_groups)
+        weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
+        warning = (
+            f"{self.name}: warning: user embeddings have collapsed: effective rank "
+            f"{collapse[RANK]:.1f} of {collapse['dim']} in step {collapse['step']}{known}; "
+            f"try a lower rate than {rate:g}{weights}"
+        )
+        self.progress(Lasting(warning))
+
+    def without_negatives(self, alone: int, pairs: int) -> str:
+        """What is said of so many of all pairs, which masks left without a negative."""
+        return (
+            f"{self.name}: {alone:,} of {pairs:,} pairs had no negative left after masking: their "
+            "action loss is 0 and teaches nothing"
+        )
 
     def one_step(self, pieces: np.ndarray) -> None:
         """Train on one batch; raises KarmafunnelError naming the step, weights unchanged, if a loss

@@ -142,14 +142,16 @@ def _make(
                 write_json(cell.folder / "replayed.json", {"key": cell.key})
     shared: dict[Any, Any] = {}
     replayed = {cell: variant for cell, variant in ready.items() if cell.replayed}
-    for i, (cell, variant) in enumerate(replayed.items()):
-        own = as_row(recipe.rows[cell.row]).embedders
-        if own:  # every request's user embedding is made again: minutes, of a large model
-            say(f"seed {seed}: examining the vectors of row {i + 1} of {len(replayed)}, {cell.row}")
-        try:
-            finish(cell, variant, own, log, options.window, shared)
-        except Exception as error:
-            left += failed(cell, error, say)
+    with options.console.status("examining vectors") if options.console else nullcontext():
+        for i, (cell, variant) in enumerate(replayed.items()):
+            own = as_row(recipe.rows[cell.row]).embedders
+            if own:  # every request's user embedding is made again: minutes, of a large model
+                of = f"row {i + 1} of {len(replayed)}, {cell.row}"
+                say(f"seed {seed}: examining the vectors of {of}")
+            try:
+                finish(cell, variant, own, log, options.window, shared)
+            except Exception as error:
+                left += failed(cell, error, say)
     return left
 
 
