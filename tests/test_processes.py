@@ -268,3 +268,27 @@ def test_figures_of_a_gpu_outlast_a_table_that_fails(
     found = json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))
     assert len(found["training"]) == 4 and found["seconds"] >= 0 and found["goal"] == gpu.GOAL
 
+
+def test_a_gpu_that_is_too_small_has_figures_of_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(_: object, __: object, batch: int, chunk: int, ___: int) -> dict[str, float]:
+        if not chunk:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"batch": batch, "chunk": chunk, "tokens/s": 9, "FLOP/s": 1e9}
+
+    ran_tables: list[object] = []
+
+    def table(*command: object, **_: object) -> None:
+        ran_tables.append(command[0])
+        if command[0] == "table":
+            raise KarmafunnelError("the tables come after it")
+
+    monkeypatch.setattr(gpu, "run", table)
+    monkeypatch.setattr(gpu, "throughput", small)
+    ran = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
+    assert ran_tables == ["world", "table"], ran.output
+    assert ran.output.count("chunk 0: out of memory") == 2 and "chunk 4: 9 tokens/s" in ran.output
+    found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["training"]
+    assert [x["tokens/s"] for x in found.values()] == ["out of memory", 9] * 2
+

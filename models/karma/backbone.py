@@ -130,10 +130,11 @@ class TextModel(ABC):
 
 
 class LM(TextModel):
-    """A causal language model with its tokenizer, read through continuous inputs. `facts`: how it
-    was made. `lora`: rank of the updates that fine-tuning learns, 0 for every weight. `speaks`:
-    whether its head predicts words; of a model cut to its first layers it does not, until language
-    training has healed it.
+    """A causal language model with its tokenizer, read through continuous inputs. `bos`: id of the
+    token before every text; `pad`: of the one that fills up shorter rows. `facts`: how it was made.
+    `lora`: rank of the updates that fine-tuning learns, 0 for every weight. `speaks`: whether its
+    head predicts words; of a model cut to its first layers it does not, until language training has
+    healed it.
     """
 
     marks: ClassVar[int] = 1  # BOS
@@ -178,16 +179,19 @@ class LM(TextModel):
         return pooled(self, texts, most)
 
     def decode(self, ids: Any) -> str:
+        """The text of token ids, (n,), without special tokens."""
         return str(self.tokenizer.decode([int(i) for i in ids]))
 
     # -- the network --
 
     @property
     def dim(self) -> int:
+        """Width of word embeddings and hidden states."""
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
     def vocab(self) -> int:
+        """Rows of the embedding table, which may be more than the tokenizer's tokens."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
@@ -195,6 +199,7 @@ class LM(TextModel):
         return self.model.get_input_embeddings().weight.dtype
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Word embeddings of token ids: (...) -> (..., dim)."""
         return self.model.get_input_embeddings()(ids)
 
     def hidden(self, inputs: Tensor, mask: Tensor, position: Tensor) -> Tensor:
@@ -366,10 +371,20 @@ class Qwen(Typed):
     """A small model of the Qwen3 architecture with a byte-pair tokenizer, pre-trained here on
     product text [O].
 
-    Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose
-    item text is read beside the log's own; tokens: how many are trained on, with repetition; rate;
-    batch: blocks of `context` tokens a step; seed: its own, so that all rows and seeds of a table
-    share one base; lora: rank of low-rank updates in later training, 0 fine-tunes every weight.
+    Args:
+        dim: width of word embeddings and hidden states.
+        layers: of the transformer.
+        heads, kv_heads: of attention, for queries, and for keys and values; `heads` is a multiple
+            of `kv_heads`, and `dim` of twice `heads`.
+        mlp: width of the feed-forward part of a layer.
+        vocab: tokens of the vocabulary, 300 or more; fewer where the texts give no more.
+        context: tokens of a block in pre-training. The model itself reads up to 4,096.
+        catalogues: folders of logs or catalogues whose item text is read beside the log's own.
+        tokens: how many are trained on, with repetition.
+        rate: of AdamW; it rises over 50 steps and falls as a cosine.
+        batch: blocks of `context` tokens a step.
+        seed: its own, so that all rows and seeds of a table share one base.
+        lora: rank of low-rank updates in later training, 0 fine-tunes every weight.
     """
 
     log_fields: ClassVar[tuple[str, ...]] = ("catalogues",)
@@ -416,6 +431,9 @@ class Qwen(Typed):
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
         """The model pre-trained on the texts of the items known in W1; taken from `cache`, or
         resumed there, if possible.
+
+        Raises KarmafunnelError where no item has text, one of `catalogues` cannot be read, or a
+        loss is no number (naming the step).
         """
         texts = self.texts(log)
         if not texts:

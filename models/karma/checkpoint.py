@@ -18,6 +18,7 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Lasting, Progress, known_in_w1
 from ..weights import (
+    LANGUAGE,
     check_source,
     check_whole,
     dequantise,
@@ -86,7 +87,7 @@ class Checkpoint(Typed):
         layers than asked, or cannot be had.
         """
         progress(f"opening {self.source}")
-        source = source_of(self.source, f"{self!r}")
+        source = source_of(self.source, f"{self!r}", LANGUAGE)
         if source.endswith(".gguf"):
             lm = self.from_gguf(Path(source), cache)
         else:

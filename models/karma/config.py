@@ -63,7 +63,8 @@ class KarmaConfig:
             are added as negatives, their `hard_weight`, and the `temperature` at the start.
         action, gen, rec, see: weights of the losses; 0 leaves one out.
         decoder: of L_rec: "bow" (words through the LM head), "masked" (one layer, most words
-            masked) or "lm" (the language model itself).
+            masked) or "lm" (the language model itself). L_rec and L_gen are exact cross entropies
+            over the whole vocabulary.
         see_by: how L_see predicts the features from the user embedding: `Direct()` by mean squared
             error, `Cosine()`, `Diffusion(steps=50)` or `FlowMatching(steps=16)`; with
             `history=True` from the last hidden state as well. The last two are the paper's [R].
@@ -79,7 +80,11 @@ class KarmaConfig:
         trained: the last layers of the language model that are fine-tuned, so many, and nothing
             else of it; None for all of it, 0 for nothing. Projections, ids and decoders are always
             trained [O].
-        dropout, rate, weight_decay, average, epochs: of the training.
+        dropout: chance that an element of a history's item token is 0 in training.
+        rate: of AdamW, reached after 50 steps.
+        weight_decay: of AdamW, for matrices; vectors and scalars have none.
+        average: decay a step of the moving average; smaller in the first steps.
+        epochs: passes over the training requests of W1.
         batch: pieces of user histories in a step.
         share: share of W1's users that are trained on.
         watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`:
@@ -93,6 +98,9 @@ class KarmaConfig:
             loss is that of the whole batch, up to rounding, for losses among the batch, too.
         precision: "float32", or "bfloat16": the language model multiplies in bfloat16 (autocast);
             weights, optimiser and the action loss stay in float32.
+
+    Raises KarmafunnelError for a value that is out of its bounds or of the wrong kind, and for
+    settings that do not go together.
     """
 
     backbone: Qwen | Checkpoint | LanguageFirst = Qwen()  # noqa: RUF009  (a frozen value)

@@ -76,8 +76,14 @@ class KARMA(KarmaConfig, Embedder):
         """Pre-train or open the backbone, fine-tune it on W1, embed every item; each step is kept
         in `cache` and goes on there.
 
-        Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number
-        (naming the step).
+        Raises:
+            KarmafunnelError: W1 has no click or purchase; no item has text; no target of W1 has
+                what an objective tells; the model's context is too short for `length`,
+                `query_words` and `text_words` together, or it has fewer layers than `trained`;
+                `gen`, or `rec` with `decoder="lm"`, is asked of a model that was cut to its first
+                layers and that no language training has healed; a loss is no number (names the
+                step); or the backbone, `visual` or `beside` cannot be had.
+            LostProcessError: one of several processes that train together has ended.
         """
         return self.fitted(log, seed, progress, device, cache).embedding
 
@@ -120,7 +126,7 @@ class KARMA(KarmaConfig, Embedder):
         needs = "a model with all of its layers, or LanguageFirst(...) around it"
         perplexity = base.facts["text perplexity"]
         if trained := base.facts.get("language"):
-            needs = "all of its layers, or more `tokens` of language training"
+            needs = "all of its layers, or more `tokens` of language training, to half of chance"
             perplexity = trained["perplexity_after"]
         raise KarmafunnelError(
             f"{self!r}",
@@ -385,6 +391,9 @@ class KarmaEmbedding(Embedding):
 
     @torch.inference_mode()
     def interests(self, requests: np.ndarray, past: bool = True) -> np.ndarray:
+        """User embeddings of requests given as row numbers, float32 (len(requests), dim), of length
+        1 where the loss is `unit`; without what the user did before where `past` is False.
+        """
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
         for start in range(0, len(requests), CHUNK):
             out[start : start + CHUNK] = self.embedded(requests[start : start + CHUNK], past)
@@ -437,7 +446,9 @@ class KarmaEmbedding(Embedding):
         return torch.from_numpy(np.stack(rows))
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
-        """Interests of requests as if nothing had come before them; each text is read once."""
+        """Interests of requests as if nothing had come before them, float32 (len(requests), dim),
+        zeros without a query or filters; each text is read once.
+        """
         texts = np.array(request_texts(self.log, requests), dtype=object).astype(str)
         asked, first, inverse = np.unique(texts, return_index=True, return_inverse=True)
         return (self.interests(requests[first], past=False) * (asked != "")[:, None])[inverse]
@@ -568,6 +579,9 @@ class KarmaEmbedding(Embedding):
         """Beside the vectors' shape: alignment with targets, sinks (the base's beside them),
         perplexity of targets' texts given the history and, where the fit has a decoder, given the
         interest alone, that of targets which W1 never had apart from all.
+
+        requests (n,): row numbers; users (n, dim): their user embeddings, where they are known.
+        Raises KarmafunnelError where there are no requests.
         """
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: diagnosis", needs="requests", found="none")
@@ -592,6 +606,9 @@ class KarmaEmbedding(Embedding):
     ) -> dict[str, float]:
         """exp of nats a token of the targets' texts, given the history (LM head) and given the
         interest (own decoder).
+
+        requests (n,): row numbers; goal (n,): rows of the log's items, a target each; z (n, dim):
+        interests at length 1.
 
         The decoder read the texts of W1's targets as it was trained; "unseen" are the others, which
         it cannot know by heart.

@@ -32,6 +32,7 @@ from .backbone import (
 from .checkpoint import Checkpoint
 
 BETWEEN = "\n"  # two texts of one history
+HEALED = 0.5  # times the perplexity of chance: a head that says more is not healed
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,10 +43,12 @@ class LanguageFirst(Typed):
     A document is the texts of a user's history in W1, in order of time, so that every text but the
     first is generated from those before it; or the text of one item. Documents stand one after the
     other, and every token is predicted from those before it. Three in a hundred documents, at least
-    one of two and at most 256, are held out; their perplexity before and after is kept. What is
-    read is W1 of each log, or the items known in it, and nothing later.
+    one where there are two and at most 256, are held out; their perplexity before and after is
+    kept. What is read is W1 of each log, or the items known in it, and nothing later.
 
-    It also heals the head of a model that was cut to its first layers.
+    It also heals the head of a model that was cut to its first layers: the model may be asked for
+    words again where the perplexity of the documents held out is below half of chance. That of
+    chance is the number of tokens in the vocabulary.
 
     Args:
         backbone: `Qwen(...)`, `Checkpoint(...)`; with their `lora` this training is one of low-rank
@@ -158,8 +161,9 @@ class LanguageFirst(Typed):
                 "perplexity_after": round(after, 2),
             },
         }
-        # worse than a guess among all tokens is no language, nor is what no document showed (NaN)
-        lm.speaks = base.speaks or after < lm.vocab
+        # little better than a guess among all tokens is no language, nor is what no document showed
+        # (NaN)
+        lm.speaks = base.speaks or after < HEALED * lm.vocab
         progress(
             f"language training: perplexity of {len(held)} unseen documents "
             f"{before:.1f} -> {after:.1f}"

@@ -63,7 +63,8 @@ class BagOfWords(nn.Module):
         nn.init.orthogonal_(self.map.weight)
         nn.init.zeros_(self.map.bias)
 
-    def logits(self, lm: LM, z: Tensor) -> Tensor:  # (B, d_z) -> (B, V)
+    def logits(self, lm: LM, z: Tensor) -> Tensor:
+        """Logits over the vocabulary, float32: z (B, d_z) -> (B, V)."""
         return lm.head(F.rms_norm(self.map(z), (lm.dim,)) * self.gain.exp()).float()
 
     def forward(
@@ -74,6 +75,12 @@ class BagOfWords(nn.Module):
         there: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Nats a distinct token of each text, softmax over the whole vocabulary: (B,), 0 for a text
+        without a token.
+
+        z (B, d_z); ids and there (B, T): the texts' tokens, and which are no padding. Nothing is
+        drawn from `generator`.
+        """
         log_p = torch.log_softmax(self.logits(lm, z), dim=-1)
         ordered = torch.sort(torch.where(there, ids, -1), dim=1).values
         distinct = ordered >= 0
@@ -87,6 +94,10 @@ class Masked(nn.Module):
     Xiao et al. 2022) [I].
 
     So weak a decoder, with so little of the text, has to ask the interest.
+
+    Args:
+        share: chance that a token is masked; at least one of a text is.
+        heads: of attention; their greatest common divisor with the model's width is taken.
     """
 
     most = 256  # tokens of a text
@@ -122,6 +133,12 @@ class Masked(nn.Module):
         there: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Nats a masked token of each text, softmax over the whole vocabulary: (B,), 0 for a text
+        without a token.
+
+        z (B, d_z); ids and there (B, T): the texts' tokens, and which are no padding; T is at most
+        `most`. generator: which tokens are masked is drawn from it.
+        """
         hidden = self.hide(there, generator)
         words = (
             torch.where(hidden[..., None], self.blank, lm.embed_tokens(ids).float())
@@ -138,6 +155,9 @@ class Masked(nn.Module):
 class Autoregressive(nn.Module):
     """`rec` by the LM itself: [soft tokens of z, BOS, text], causal, the history nowhere [I].
     Strong, so it may ignore z.
+
+    Args:
+        soft: tokens that z is told in.
     """
 
     size: Tensor
@@ -152,9 +172,10 @@ class Autoregressive(nn.Module):
         """(B, d_z) -> (B, soft, d): soft tokens the size of words."""
         return F.rms_norm(self.map(z).view(len(z), self.soft, lm.dim), (lm.dim,)) * self.size
 
-    def logits(
-        self, lm: LM, z: Tensor, ids: Tensor, there: Tensor
-    ) -> Tensor:  # (B, T) -> (B, T, V): of each token, from those before
+    def logits(self, lm: LM, z: Tensor, ids: Tensor, there: Tensor) -> Tensor:
+        """Logits of each token, from those before it: z (B, d_z), ids and there (B, T) -> (B, T,
+        V), float32.
+        """
         prompt = self.prompt(lm, z)
         # one look-up: each makes a gradient as large as the vocabulary's table
         words = lm.embed_tokens(
@@ -173,11 +194,19 @@ class Autoregressive(nn.Module):
         there: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Nats a token of each text, softmax over the whole vocabulary: (B,), 0 for a text without
+        a token.
+
+        z (B, d_z); ids and there (B, T): the texts' tokens, and which are no padding. Nothing is
+        drawn from `generator`.
+        """
         return each_text(self.logits(lm, z, ids, there), ids, there)
 
     @torch.inference_mode()
     def read(self, lm: LM, z: Tensor, most: int) -> list[str]:
-        """The likeliest next token again and again, until BOS or `most` tokens."""
+        """Texts of z (B, d_z), one a row: the likeliest next token again and again, until BOS or
+        `most` tokens.
+        """
         ids = torch.zeros(len(z), 1, dtype=torch.int64, device=z.device)
         going = torch.ones(len(z), dtype=torch.bool, device=z.device)
         told: list[list[int]] = [[] for _ in range(len(z))]

@@ -1,11 +1,12 @@
-"""The serving half of KARMA: items and histories in, unit vectors out. It holds no decoder.
+"""The serving half of KARMA: items and histories in, vectors out. It holds no decoder but the
+`generator` of interests, where there is one.
 
 An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at
 length 1, its history token the same x, scaled to the size of a word embedding, with action type and
 time gap added [I; one tied x for both sides: O]. The interest z is a linear map of the last hidden
 state at [INT], at length 1 [I], with the decayed mean of the history's item vectors added to it
-where `residual` says so, and a map of the query's own words where it is given them [O]. An action
-loss on plain inner products leaves item vectors and interests their lengths.
+where `residual` says so, and a map of the query's own words where it is given them [O]. Under an
+action loss on plain inner products, item vectors and interests keep their own lengths.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ def word_size(lm: LM) -> Tensor:
 class Network(nn.Module):
     """Frozen features of items -> item vectors (m, dim); trees of histories -> interests (R, dim).
 
-    text (n, d_t), visual (n, d_v) or None: frozen features, zeros where an item has none. ids:
-    number of items with an id of their own, 0 for none; id row of each item in `number`, -1 where
-    it has none.
+    Args:
+        lm: the language model; its weights become part of the network's.
+        dim: length of x, of item vectors and of interests.
+        d_text, d_visual: lengths of frozen text and visual features; `d_visual` 0: without those.
+        n_ids: items with an id embedding, 0 for none.
+        dropout: chance that an element of a history's item token is 0 in training.
+        scale: 1 / temperature of the action loss, where training starts.
+        residual: the decayed mean of the history's item vectors is added to the interest.
+        d_asked: length of the frozen vectors of queries that `z` is given; 0: it is given none.
+        unit: interests and item vectors have length 1, in training and in serving.
+        generator: makes the interest from what would be it, as a control; text and visual maps and
+            ids are then not trained. None: the projection itself.
     """
 
     size: Tensor

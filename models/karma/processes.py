@@ -130,7 +130,12 @@ def together(train: Callable[[Any, torch.device], None]) -> Iterator[None]:
 
 
 def send(job: Any, device: torch.device) -> None:
-    """Have the other processes train this, too."""
+    """Have the other processes train this, too.
+
+    Raises:
+        LostProcessError: the others ended with an earlier fit.
+        KarmafunnelError: `device` is a GPU, and this machine has fewer of them than processes.
+    """
     if here.lost:
         raise LostProcessError(
             "processes",

@@ -22,6 +22,7 @@ from ...log import Log
 from ...shapes import ANY, TEXT, by_name, check_keys
 from ..embedders import Progress
 from ..weights import (
+    SENTENCES,
     check_source,
     check_whole,
     finite,
@@ -157,7 +158,8 @@ def open_sentences(source: str, who: str, device: str) -> Sentences:
     """A sentence encoder from a local folder or the hub; raises KarmafunnelError for a source that
     is none.
     """
-    name, source, what = source, source_of(source, who), "a sentence encoder with its tokenizer"
+    name, what = source, f"{SENTENCES} with its tokenizer"
+    source = source_of(source, who, SENTENCES)
     with opening(who, what, source):
         here = must_be_here(source)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)

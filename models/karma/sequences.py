@@ -182,9 +182,17 @@ def lay_out(
     texts: list[np.ndarray | None] | None = None,
     width: int = 0,
 ) -> Batch:
-    """Cells of some pieces. `queries`: word ids before [INT], one array a branch of the pieces in
-    order; `texts`: word ids after [INT] and BOS (None: none), for generation. `width`: the least
-    number of cells a row.
+    """Cells (B, L) of the trees of some pieces, and where the [INT] cells of their R branches and
+    the branches' texts stand among them.
+
+    Args:
+        pieces: numbers of pieces, (B,).
+        queries: word ids before [INT], an array for each of the R branches, in the order of
+            `trees.branches(pieces)`.
+        bos: word id at the start of a row and of a text.
+        texts: word ids after [INT] and BOS, for generation, an array for each of the R branches,
+            None for a branch without.
+        width: the least L.
     """
     branches, row = trees.branches(pieces)
     trunk = trees.size[pieces] + 1

@@ -1,8 +1,8 @@
 """Fine-tuning: training examples, multi-task loss, and a resumable training loop.
 
-`L = L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted decoding
-losses]. The decoders live here and are dropped when training ends, except those that are kept to
-decode user embeddings into words.
+`L = action * L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted
+decoding losses]. The decoders live here and are dropped when training ends, except those that are
+kept to decode user embeddings into words.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class TunedEncoder(Embedder):
         trained: the last layers of the encoder that are fine-tuned, so many, and nothing else of
             it; None for all of it, 0 for nothing.
         rate, map_rate: of the encoder, and of everything else.
-        weight_decay, average, epochs: of the training.
+        weight_decay, average, epochs: as of `KARMA`.
         batch: pieces of user histories in a step.
         share: share of W1's users that are trained on.
         watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`;

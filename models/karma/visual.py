@@ -28,7 +28,15 @@ from ...log import Log
 from ...typed import Typed
 from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
-from ..weights import check_source, check_whole, finite, must_be_here, opening, source_of
+from ..weights import (
+    PICTURES,
+    check_source,
+    check_whole,
+    finite,
+    must_be_here,
+    opening,
+    source_of,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +50,9 @@ class Column(Typed):
 class Pretrained(Typed):
     """Pooled output (or mean patch) of a `transformers` vision model from a local folder or a hub
     id, with its own image processor.
+
+    Args:
+        source: the folder or the id.
     """
 
     source: str
@@ -56,7 +67,15 @@ class SelfSupervised(Typed):
     W1 knows [O].
 
     Two crops of a picture, mirrored and lit differently, must find each other among those of the
-    other pictures of a batch. side: pixels that pictures are scaled to.
+    other pictures of a batch.
+
+    Args:
+        dim: length of the features.
+        side: pixels that height and width of pictures are scaled to.
+        epochs: passes over the pictures.
+        batch: pictures of a step; all of them where there are fewer.
+        rate: of AdamW at the first step; it falls as a cosine.
+        temperature: that cosines of views are divided by.
     """
 
     dim: int = 64
@@ -180,7 +199,7 @@ def from_model(
     """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
     from transformers import AutoImageProcessor, AutoModel
 
-    who, source = f"{how!r}", source_of(how.source, f"{how!r}")
+    who, source = f"{how!r}", source_of(how.source, f"{how!r}", PICTURES)
     with opening(who, "a vision model with its image processor", source):
         alone = must_be_here(source)
         processor = AutoImageProcessor.from_pretrained(source, local_files_only=alone)

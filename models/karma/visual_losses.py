@@ -178,12 +178,13 @@ class Noised(VectorDecoder):
         )
 
     def field(self, told: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The network at x (B, d_v) and times t (B,)."""
+        """The network at x (B, d_v) and times t (B,): (B, d_v)."""
         clock = torch.stack([torch.sin(math.pi * t), torch.cos(math.pi * t)], dim=1)
         found: Tensor = self.net(torch.cat([told, x, clock.to(x.dtype)], dim=1))
         return found
 
     def at(self, told: Tensor, x: Tensor, t: float) -> Tensor:
+        """`field` at one time for all rows: told (B, d_told), x (B, d_v) -> (B, d_v)."""
         return self.field(told, x, torch.full((len(x),), t, device=x.device))
 
     def drawn(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -193,7 +194,9 @@ class Noised(VectorDecoder):
 
 
 def kept(t: Tensor) -> Tensor:
-    """Share of the signal's variance left after a fraction t of diffusion."""
+    """Share of the signal's variance left after a fraction t in [0, 1] of diffusion, any shape: the
+    same shape, in (0, 1] (Nichol & Dhariwal 2021, equation 17, with s = 0).
+    """
     return torch.cos(t.clamp(0, 0.999) * math.pi / 2) ** 2
 
 
