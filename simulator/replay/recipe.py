@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -383,10 +383,16 @@ def offered(rooms: Sequence[str] = ROOMS) -> dict[str, str]:
     for room in rooms:
         for path in sorted((SHIPPED / room).rglob("*.py")):
             module = ".".join([PACKAGE, *path.relative_to(SHIPPED).with_suffix("").parts])
-            for node in ast.parse(read_text(path)).body:
-                if isinstance(node, ast.ClassDef) and not node.name.startswith(("_", "Fitted")):
-                    found[node.name] = module
+            found |= dict.fromkeys(_public_classes(path), module)
     return found
+
+
+@cache  # the package does not change while it runs, and to parse all of it takes most of a second
+def _public_classes(path: Path) -> tuple[str, ...]:
+    """Names of the classes that a file of the package offers to recipes."""
+    nodes = ast.parse(read_text(path)).body
+    names = (node.name for node in nodes if isinstance(node, ast.ClassDef))
+    return tuple(name for name in names if not name.startswith(("_", "Fitted")))
 
 
 def _of_log(value: Any, log: Log) -> Any:
