@@ -230,6 +230,14 @@ def check_switch(who: str, /, **values: Any) -> None:
             raise KarmafunnelError(who, what=name, needs="True or False", found=repr(value))
 
 
+def check_folders(who: str, /, **values: Any) -> None:
+    """Raises KarmafunnelError, naming `who` and the value, unless each is a tuple of paths."""
+    for name, value in values.items():
+        if not isinstance(value, tuple) or not all(isinstance(path, str) for path in value):
+            wanted = "paths of folders in a tuple, such as ('logs/there',)"
+            raise KarmafunnelError(who, what=name, needs=wanted, found=repr(value))
+
+
 def several(who: str, what: str, values: Any, needs: str) -> tuple[Any, ...]:
     """Several values as a tuple, numbers of NumPy as plain ones; raises KarmafunnelError for one
     value alone.

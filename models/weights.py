@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..bounds import needs
-from ..errors import KarmafunnelError, line_of
+from ..errors import KarmafunnelError, line_of, meant
 from ..files import atomic_folder, intact, read_json, remove, write_bytes, write_json
 from ..keys import cache_root
 
@@ -238,8 +238,9 @@ def source_of(source: str, who: str, kind: str) -> str:
         kind: what is needed: `LANGUAGE`, `SENTENCES` or `PICTURES`.
 
     Raises:
-        KarmafunnelError: a name of another kind of model, or of one that was not fetched; a GGUF
-            file where no causal language model is needed; a path where nothing is.
+        KarmafunnelError: a name of another kind of model, of one that was not fetched, or one that
+            is almost a known name; a GGUF file where no causal language model is needed; a path
+            where nothing is.
     """
     if source.endswith(".gguf") and kind != LANGUAGE and not os.path.isdir(source):
         hint = "Checkpoint(...) reads it"
@@ -249,6 +250,8 @@ def source_of(source: str, who: str, kind: str) -> str:
     if source not in WEIGHTS:
         if source.startswith(("/", ".", "~")) or source.count("/") > 1:  # no hub id
             raise KarmafunnelError(who, needs=f"a model in {source}", found="nothing there")
+        if "/" not in source and (hint := meant(source, WEIGHTS)):
+            raise KarmafunnelError(who, needs=kind, found=f"none called {source}", hint=hint)
         return source
     if (about := WEIGHTS[source]).kind != kind:
         hint = f"it is for {about.used}"

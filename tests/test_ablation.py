@@ -602,6 +602,31 @@ def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
 
 
 @dataclass(frozen=True, repr=False)
+class Warned(RandomVectors):
+    """Its fit warns of something."""
+
+    text: str = ""
+
+    def fit(self, *args, **more):
+        embedding = super().fit(*args, **more)
+        embedding.facts["warnings"] = [self.text]
+        return embedding
+
+
+def test_what_a_fit_warns_of_stands_below_the_table(log, whole, tmp_path):
+    recipe, _ = whole
+    rows = {"a": "20 steps in all", "b": "20 steps in all", "c": "collapsed in step 60"}
+    rows = {"random": {}} | {name: {"interest": Warned(text=text)} for name, text in rows.items()}
+    ablation.ablate(with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache"))
+    told = ["warning, a; b: 20 steps in all", "warning, c: collapsed in step 60"]
+    for verbose in (False, True):
+        print_tables(tmp_path, console := Console(width=100, file=io.StringIO()), verbose)
+        assert [line for line in console.file.getvalue().splitlines() if "warning" in line] == told
+    for name in ("table.md", "table.html"):
+        assert all(text in (tmp_path / name).read_text() for text in told)
+
+
+@dataclass(frozen=True, repr=False)
 class Breaks(RandomVectors):
     """Fails as told while it is fitted."""
 

@@ -32,11 +32,13 @@ from karmafunnel.models.karma import (
     FlowMatching,
     FrozenLM,
     InBatch,
+    LanguageFirst,
     MaskedNCE,
     Pairwise,
     Pretrained,
     Qwen,
     SelfSupervised,
+    SentenceEncoder,
     Softmax,
     action,
     losses,
@@ -92,6 +94,14 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 # -- the backbone ----------------------------------------------------------------------------------
+
+
+def test_no_text_is_more_of_what_is_read_than_a_block() -> None:
+    """One of 8,000 words would be most of the stream, of which each item is read by few words."""
+    texts = [f"lamp {i} of wood" for i in range(40)]
+    read = TINY.pretrain([*texts, "a long title " * 2000], None, lambda _: None, "cpu").facts
+    most = TINY.pretrain(texts, None, lambda _: None, "cpu").facts["distinct_tokens"]
+    assert most - 40 < read["distinct_tokens"] < 2 * most + TINY.context
 
 
 def test_pretraining_lowers_the_perplexity_of_unseen_texts(shop: Log, cache: Path) -> None:
@@ -713,9 +723,12 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
     found = fitted.facts["collapse"]
     assert 50 < found["step"] <= fitted.facts["steps"]
     assert found["effective rank, interests"] < 5
-    told = [line for line in said if "warning" in line]
-    assert len(told) == 1 and "of 32 in step" in told[0] and "lower rate than 1," in told[0]
+    told = [line for line in said if "collapsed" in line]
+    assert len(told) == 1 and "of 32 in step" in told[0] and "lower rate than 1, or gen and rec" in told[0]
     assert f"rank {found['effective rank, interests']:.1f}" in told[0]
+    end = f", {found['at the end']:.1f} at the end"
+    in_all = [f"KARMA: warning: {text}" for text in fitted.facts["warnings"] if "collapsed" in text]
+    assert [line.replace(end, "") for line in in_all] == told
     # a watched fit sees it sooner, and knows the perplexity
     said.clear()
     watched = replace(value, watch=4).fit(shop, progress=said.append)
@@ -724,7 +737,7 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
     assert 50 < sooner["step"] <= found["step"] and sooner["step"] % 4 == 0
     row = next(row for row in watched.facts["watched"] if row["step"] == sooner["step"])
     assert sooner["perplexity given history"] == row["perplexity given history"]
-    warning = next(line for line in said if "warning" in line)
+    warning = next(line for line in said if "collapsed" in line)
     assert "perplexity given history" in warning
     # step by step, beside the embedding
     watched.save(tmp_path / "kept")
@@ -742,14 +755,28 @@ def test_a_collapse_is_told_once(shop: Log, tmp_path: Path) -> None:
         value.fit(shop, cache=tmp_path / "later")
     goes_on: list[str] = []
     value.fit(shop, progress=goes_on.append, cache=tmp_path / "later")
-    assert [line for line in goes_on if "warning" in line] == told
+    assert [line for line in goes_on if "collapsed" in line] == told
     again: list[str] = []
     value.fit(shop, progress=again.append, cache=tmp_path / "cut")
-    assert [line for line in again if "warning" in line] == told
+    assert [line for line in again if "collapsed" in line] == in_all
     # and none at a rate that suits
     said.clear()
     healthy = replace(value, rate=1e-3).fit(shop, progress=said.append)
-    assert "collapse" not in healthy.facts and not [x for x in said if "warning" in x]
+    assert "collapse" not in healthy.facts and not [x for x in said if "collapsed" in x]
+
+
+def test_a_fit_of_few_steps_says_so(shop: Log, tmp_path: Path) -> None:
+    """Also one that was kept; a longer one says nothing."""
+    value, said = replace(SMALL, epochs=1), list[str]()
+    for _ in range(2):
+        facts = value.fit(shop, progress=said.append, cache=tmp_path).facts
+        assert facts["steps"] < 100
+        assert facts["warnings"] == [line.removeprefix("KARMA: warning: ") for line in said if "warning" in line]
+        assert facts["warnings"][0].startswith(f"{facts['steps']} steps in all, and the rate rises to {value.rate:g} in")
+        said.clear()
+    long = replace(value, epochs=100 // facts["steps"] + 1)
+    assert "warnings" not in long.fit(shop, progress=said.append, cache=tmp_path).facts
+    assert not [line for line in said if "warning" in line]
 
 
 def test_what_a_fit_must_tell_stays_on_the_screen(shop: Log, tmp_path: Path) -> None:
@@ -851,7 +878,7 @@ def test_a_generated_embedding_is_that_of_its_request(
     loaded = value.load(tmp_path / "kept", shop)
     assert loaded.interests(requests).tobytes() == found.tobytes()
     # items stay as they start: they must not come to meet the generator
-    untrained = replace(value, action=0.0, weight_decay=0.0).fit(shop, seed=0, cache=cache)
+    untrained = replace(value, rate=1e-9, weight_decay=0.0).fit(shop, seed=0, cache=cache)
     assert untrained.items().tobytes() == fitted.items().tobytes()
     assert untrained.interests(requests).tobytes() != found.tobytes()
 
@@ -1225,6 +1252,11 @@ def test_wrong_values_are_refused() -> None:
         ({"generator": Diffusion(), "loss": InBatch()}, "whose place it takes"),
         ({"generator": Diffusion(), "rec": 0.1}, "decoders would read what is not served"),
         ({"epochs": 0}, "epochs"),
+        ({"action": 0.0}, "needs an objective to learn by, found action, gen, rec and see of 0"),
+        ({"shuffled": True}, "shuffled needs gen, rec or see"),
+        ({"backbone": "smollm2-135m"}, r"backbone needs Qwen\(\), Checkpoint.* found 'smollm2-135m'"),
+        ({"backbone": SentenceEncoder()}, r"backbone needs .* found SentenceEncoder\(\)"),
+        ({"visual": "minilm"}, r"visual needs None, SelfSupervised\(\)"),
         ({"loss": "softmax"}, r"loss needs Softmax\(\), InBatch\(\) or another .* found 'softmax'"),
         ({"loss": Softmax}, r"loss needs Softmax\(\)"),
         (
@@ -1261,6 +1293,9 @@ def test_wrong_values_are_refused() -> None:
                 kind(**{name: value})  # type: ignore[operator]
     with pytest.raises(KarmafunnelError, match="dim of an even number a head"):
         Qwen(dim=128, heads=3)
+    for call in (lambda: Qwen(catalogues="logs/a"), lambda: LanguageFirst(logs="logs/a")):
+        with pytest.raises(KarmafunnelError, match=r"needs paths of folders in a tuple.* found 'logs/a'"):
+            call()
     with pytest.raises(KarmafunnelError, match="text_words of 256 or fewer"):
         KARMA(rec=1.0, decoder="masked", text_words=300)
 

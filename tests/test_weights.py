@@ -122,6 +122,13 @@ def test_a_name_of_another_kind_of_model_is_refused_before_it_is_fetched(
         from_model(Pretrained("minilm"), [Image.new("RGB", (16, 16))], quiet, "cpu")
 
 
+def test_a_name_that_is_almost_a_known_one_is_asked_for(shop: Log, tmp_path: Path) -> None:
+    with pytest.raises(KarmafunnelError, match=r"found none called mini-lm; did you mean minilm\?"):
+        SentenceEncoder("mini-lm").fit(shop)
+    with pytest.raises(KarmafunnelError, match=r"did you mean smollm2-135m\?"):
+        Checkpoint("smolm2-135m").ready(shop, None, quiet, "cpu")
+
+
 def test_a_gguf_file_is_no_sentence_encoder(shop: Log, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ...bounds import Bound, needs
+from ...bounds import Bound, check_folders, needs
 from ...errors import KarmafunnelError
 from ...files import remove
 from ...keys import code_of, content_key
@@ -378,7 +378,8 @@ class Qwen(Typed):
             of `kv_heads`, and `dim` of twice `heads`.
         mlp: width of the feed-forward part of a layer.
         vocab: tokens of the vocabulary, 300 or more; fewer where the texts give no more.
-        context: tokens of a block in pre-training. The model itself reads up to 4,096.
+        context: tokens of a block in pre-training, and the most that is read of a text there. The
+            model itself reads up to 4,096.
         catalogues: folders of logs or catalogues whose item text is read beside the log's own.
         tokens: how many are trained on, with repetition.
         rate: of AdamW; it rises over 50 steps and falls as a cosine.
@@ -419,6 +420,7 @@ class Qwen(Typed):
             "rate",
             "seed",
         )
+        check_folders("Qwen", catalogues=self.catalogues)
         # rotary positions turn pairs of dimensions
         if self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
@@ -476,7 +478,8 @@ class Qwen(Typed):
         progress(f"tokenizer: {self.vocab} byte pairs from {len(read_from)} texts")
         tokenizer = byte_pairs(read_from, self.vocab)
         bos = int(tokenizer.token_to_id(BOS) or 0)
-        each = [np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]
+        # no text is more of what is read than a block
+        each = [np.r_[bos, e.ids[: self.context]] for e in tokenizer.encode_batch(read_from)]
         stream = np.concatenate(each).astype(np.int64)
         config = Qwen3Config(
             vocab_size=tokenizer.get_vocab_size(),

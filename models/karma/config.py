@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
@@ -85,7 +85,7 @@ class KarmaConfig:
         weight_decay: of AdamW, for matrices; vectors and scalars have none.
         average: decay a step of the moving average; smaller in the first steps.
         epochs: passes over the training requests of W1.
-        batch: pieces of user histories in a step.
+        batch: pieces of user histories in a step, or an eighth of all of them where that is less.
         share: share of W1's users that are trained on.
         watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`:
             losses, share of masked negatives, lengths, effective rank, participation ratio,
@@ -152,20 +152,7 @@ class KarmaConfig:
                     needs=f"one of {allowed}",
                     found=repr(getattr(self, name)),
                 )
-        if not isinstance(self.loss, ActionLoss):
-            raise KarmafunnelError(
-                "KARMA",
-                what="loss",
-                needs=f"{Softmax()!r}, {InBatch()!r} or another action loss of models.karma",
-                found=repr(self.loss),
-            )
-        if not isinstance(self.see_by, VectorLoss):
-            raise KarmafunnelError(
-                "KARMA",
-                what="see_by",
-                needs=f"{Direct()!r}, {FlowMatching()!r}, {Diffusion()!r} or Cosine()",
-                found=repr(self.see_by),
-            )
+        self.check_kinds()
         self.check_generator()
         needs(
             self,
@@ -213,6 +200,37 @@ class KarmaConfig:
             raise KarmafunnelError(
                 "KARMA", what=f"see={self.see}", needs="visual features", found="visual=None"
             )
+        objectives = self.gen + self.rec + self.see
+        if not self.action + objectives:
+            raise KarmafunnelError(
+                "KARMA", needs="an objective to learn by", found="action, gen, rec and see of 0"
+            )
+        if self.shuffled and not objectives:
+            raise KarmafunnelError(
+                "KARMA", what="shuffled", needs="gen, rec or see", found="0 for each of them"
+            )
+
+    def check_kinds(self) -> None:
+        """Raise KarmafunnelError for a value that is of another kind than its field takes."""
+        pictures = Column | Pretrained | SelfSupervised | None
+        kinds: dict[str, tuple[Any, str]] = {
+            "backbone": (
+                Qwen | Checkpoint | LanguageFirst,
+                f"{Qwen()!r}, Checkpoint(...) or LanguageFirst(...)",
+            ),
+            "loss": (
+                ActionLoss,
+                f"{Softmax()!r}, {InBatch()!r} or another action loss of models.karma",
+            ),
+            "see_by": (
+                VectorLoss,
+                f"{Direct()!r}, {FlowMatching()!r}, {Diffusion()!r} or Cosine()",
+            ),
+            "visual": (pictures, f"None, {SelfSupervised()!r}, Column(...) or Pretrained(...)"),
+        }
+        for name, (kind, wanted) in kinds.items():
+            if not isinstance(found := getattr(self, name), kind):
+                raise KarmafunnelError("KARMA", what=name, needs=wanted, found=repr(found))
 
     def check_beside(self) -> None:
         """Raise KarmafunnelError for what is no tuple of text embedders, or stands beside text that

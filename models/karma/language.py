@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ...bounds import needs
+from ...bounds import check_folders, needs
 from ...errors import KarmafunnelError
 from ...keys import code_of, content_key
 from ...log import Log, read
@@ -81,6 +81,7 @@ class LanguageFirst(Typed):
 
     def __post_init__(self) -> None:
         needs(self, "text_words", "tokens", "rate", "context", "batch", "seed")
+        check_folders("LanguageFirst", logs=self.logs)
         if not isinstance(self.backbone, (Qwen, Checkpoint, LanguageFirst)):
             raise KarmafunnelError(
                 "LanguageFirst",

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ WHOLE = 100_000  # items that a softmax over the catalogue reads at most
 TEXTS = 8  # texts that are held in memory in place of a piece
 TOTAL, GRADIENT, ALONE = "total", "length, gradient", "pairs without negatives"  # of a step
 RANK, PERPLEXITY = "effective rank, interests", "perplexity given history"
+WARNINGS = ("steps", "collapse")
 UNREAD = 16  # steps of a GPU whose losses are read together: each reading waits for the GPU
 COUNTERS = (
     "step",
@@ -815,7 +816,8 @@ class Trainer:
         self.restore(found)
         where = f"epoch {self.epoch}, step {self.step}"
         self.progress(Lasting(f"{self.name}: goes on after {where}"))
-        self.warn_of(self.collapse)
+        if self.collapse:
+            self.warn(self.of_collapse(self.collapse))
 
     def epoch_file(self, epoch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"
@@ -830,8 +832,7 @@ class Trainer:
             self.put(kept.tensors)
             if alone := kept.facts.get(ALONE):
                 self.progress(Lasting(self.without_negatives(alone, kept.facts["pairs"])))
-            self.warn_of(kept.facts.get("collapse"))
-            return dict(kept.facts)
+            return self.with_warnings(kept.facts, new=WARNINGS)
         self.load()
         if here.count == 1:
             self.all_epochs()
@@ -846,7 +847,7 @@ class Trainer:
                 send((self.trainee, self.seed, self.state()), self.trainee.device)
                 self.all_epochs()
         self.put(self.average)
-        return self.facts()
+        return self.with_warnings(self.facts(), new=("steps",))
 
     def all_epochs(self) -> None:
         """Train to `config.epochs`, with the other processes where there are some."""
@@ -873,7 +874,7 @@ class Trainer:
         if here.count > 1:
             found["processes"] = here.count
         if self.collapse:
-            found["collapse"] = self.collapse
+            found["collapse"] = self.collapse | {"at the end": self.recent_rank()}
         return found | ({"watched": self.watched} if self.config.watch else {})
 
     def put(self, average: Mapping[str, Tensor]) -> None:
@@ -922,27 +923,54 @@ class Trainer:
         dim = self.recent.shape[-1]
         if self.collapse or self.step <= WARM_UP or not 0 < RECENT * dim <= len(self.recent):
             return
-        rank = effective_rank(unit(self.recent.cpu().numpy()))
-        if rank >= min(COLLAPSED, dim / 4):
+        if (rank := self.recent_rank()) >= min(COLLAPSED, dim / 4):
             return
-        self.collapse = {"step": self.step, RANK: float(f"{rank:.6g}"), "dim": dim}
+        self.collapse = {"step": self.step, RANK: rank, "dim": dim}
         if self.watched and PERPLEXITY in self.watched[-1]:
             self.collapse[PERPLEXITY] = self.watched[-1][PERPLEXITY]
-        self.warn_of(self.collapse)
+        self.warn(self.of_collapse(self.collapse))
 
-    def warn_of(self, collapse: Mapping[str, float] | None) -> None:
-        """Say where a fit collapsed, if it did: as it is found, and of one that was kept."""
-        if not collapse:
-            return
+    def recent_rank(self) -> float:
+        """Effective rank of the user embeddings of the last steps."""
+        return float(f"{effective_rank(unit(self.recent.cpu().numpy())):.6g}")
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate of a part."""
+        return max(group["rate"] for group in self.optimiser.param_groups)
+
+    def of_collapse(self, collapse: Mapping[str, float]) -> str:
+        """What is said of a fit whose user embeddings drew together."""
         known = f", {PERPLEXITY} {x:,.4g}" if (x := collapse.get(PERPLEXITY)) else ""
-        rate = max(group["rate"] for group in self.optimiser.param_groups)
-        weights = ", or a higher weight of gen or rec" if hasattr(self.config, "gen") else ""
-        warning = (
-            f"{self.name}: warning: user embeddings have collapsed: effective rank "
-            f"{collapse[RANK]:.1f} of {collapse['dim']} in step {collapse['step']}{known}; "
-            f"try a lower rate than {rate:g}{weights}"
+        end = f", {x:.1f} at the end" if (x := collapse.get("at the end")) else ""
+        alone = hasattr(self.config, "gen") and not self.config.gen + self.config.rec
+        return (
+            f"user embeddings collapsed: effective rank {collapse[RANK]:.1f} of {collapse['dim']} "
+            f"in step {collapse['step']}{known}{end}; try a lower rate than {self.rate:g}"
+            f"{', or gen and rec' if alone else ''}"
         )
-        self.progress(Lasting(warning))
+
+    def of_steps(self, steps: int) -> str:
+        """What is said of a fit of few steps."""
+        return (
+            f"{steps} steps in all, and the rate rises to {self.rate:g} in the first {WARM_UP}; "
+            "take more epochs, or a smaller batch"
+        )
+
+    def with_warnings(self, facts: Mapping[str, Any], new: Collection[str]) -> dict[str, Any]:
+        """The facts of a fit with what a user is warned of; those in `new` are also said now."""
+        found = {}
+        if facts["steps"] < 2 * WARM_UP:
+            found["steps"] = self.of_steps(facts["steps"])
+        if facts.get("collapse"):
+            found["collapse"] = self.of_collapse(facts["collapse"])
+        for name, text in found.items():
+            if name in new:
+                self.warn(text)
+        return dict(facts) | ({"warnings": list(found.values())} if found else {})
+
+    def warn(self, text: str) -> None:
+        self.progress(Lasting(f"{self.name}: warning: {text}"))
 
     def without_negatives(self, alone: int, pairs: int) -> str:
         """What is said of so many of all pairs, which masks left without a negative."""

@@ -46,7 +46,7 @@ class TunedEncoder(Embedder):
             it; None for all of it, 0 for nothing.
         rate, map_rate: of the encoder, and of everything else.
         weight_decay, average, epochs: as of `KARMA`.
-        batch: pieces of user histories in a step.
+        batch: pieces of user histories in a step, or an eighth of all of them where that is less.
         share: share of W1's users that are trained on.
         watch: every so many steps the fit writes diagnostics of its batch into `facts["watched"]`;
             0 for never.

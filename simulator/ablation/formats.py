@@ -228,7 +228,16 @@ def record(
             if "not compared" in row.get("note", ""):
                 notes.append(f"{line['row']}, {name}: {row['note'].removeprefix('n/a: ')}")
     missing = _missing(recipe, lines, parts)
-    return [command, *missing, source, made, *notes]
+    return [command, *missing, source, made, *_warnings(lines), *notes]
+
+
+def _warnings(lines: Sequence[Line]) -> list[str]:
+    """What the fits of the rows warned of; rows with the same warning share a note."""
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        for text in dict.fromkeys(line.get("warnings", ())):
+            rows.setdefault(text, []).append(line["row"])
+    return [f"warning, {'; '.join(names)}: {text}" for text, names in rows.items()]
 
 
 def _missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
@@ -475,7 +484,7 @@ def print_tables(out: Path, console: Console, verbose: bool = True) -> None:
     if kept["parts"]:
         console.print()
         print_table(attribution_table(kept["parts"]), console)
-    for line in kept["record"] if verbose else []:
+    for line in kept["record"] if verbose else _warnings(kept["lines"]):
         console.print(line, style="dim")
     if not verbose:
         console.print("More in table.html; definitions: -v.", style="dim")

@@ -35,10 +35,10 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell], diagnose: bool = True) -> lis
             goes over, and `diagnostics`.
 
     Returns:
-        Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (the finished ones), `date`,
-        `values` and `differences` to the baseline `recipe.against` (both by column), `paired`
-        (seeds that the baseline has finished too), `diagnostics` (means over seeds), `cost` (see
-        `cost`), and `failed` (the first error) where a cell failed.
+        Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (the finished ones), `warnings` (of
+        its fits), `date`, `values` and `differences` to the baseline `recipe.against` (both by
+        column), `paired` (seeds that the baseline has finished too), `diagnostics` (means over
+        seeds), `cost` (see `cost`), and `failed` (the first error) where a cell failed.
     """
     by_row: dict[str, list[Cell]] = {}
     done: dict[str, list[Cell]] = {}
@@ -71,6 +71,8 @@ def _described(recipe: Recipe, name: str, done: Sequence[Cell]) -> Line:
         line["embedders"] = {key: repr(value) for key, value in row.used_embedders.items()}
     line["note"] = as_row(recipe.rows[name]).note
     line["seeds"] = [cell.seed for cell in done]
+    fits = [cell.read("facts.json").get("fit") or {} for cell in done]
+    line["warnings"] = [text for fit in fits for text in fit.get("warnings", ())]
     line["date"] = max((str(cell.read("facts.json").get("date", "")) for cell in done), default="")
     return line | {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -358,8 +358,23 @@ def fit_embedder(
     facts = dict(embedding.facts)
     if "watched" in facts:
         facts["watched"] = f"{len(facts['watched'])} steps, in {folder_out / 'watched.csv'}"
-    for key, value in facts.items():
-        lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])
+    lines += [[name, _fact(facts[name])] for name in sorted(facts)]
     print_table(Table(["what", "found"], lines, title=repr(embedders[name]), look="prose"), out)
     kind = type(embedders[name]).__name__
     out.print(f"{folder_out}: open it with the same value: {kind}(...).load(folder, log)")
+
+
+def _fact(value: Any) -> str:
+    """A fact of a fit as a text: numbers of four digits, of a long list its first and its last."""
+
+    def rounded(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: rounded(x[name]) for name in sorted(x)}
+        return float(f"{x:.4g}") if isinstance(x, float) else x
+
+    if isinstance(value, list) and len(value) > 2 and isinstance(value[0], dict):
+        first, last = (json.dumps(rounded(value[i])) for i in (0, -1))
+        return f"{first}, ... {len(value) - 2} more, {last}"
+    if isinstance(value, list):
+        return json.dumps([rounded(x) for x in value])
+    return json.dumps(rounded(value)) if isinstance(value, dict) else str(rounded(value))
