@@ -17,8 +17,8 @@ from .terminal import Console
 
 
 class OneLineErrors(click.Command):
-    """A command that tells an error of its user in one line and ends with exit code 1; 130 where it
-    was interrupted.
+    """A command that tells an error of its user in one line, after the names that it has too many
+    of, and ends with exit code 1; 130 where it was interrupted.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -32,7 +32,9 @@ class OneLineErrors(click.Command):
         except BaseException as error:
             if (message := user_message(error)) is None:
                 raise
-        Console(stderr=True).print(message, soft_wrap=True)
+            lines = [*getattr(error, "names", ()), message]
+        for line in lines:
+            Console(stderr=True).print(line, soft_wrap=True)
         ctx.exit(130 if message == "interrupted" else 1)
 
 

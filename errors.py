@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 RECIPE_MODULE = "karmafunnel_recipe_"  # the code of a recipe runs as a module of this prefix
+FEW = 12  # so many names are told in the line of an error
 
 
 class KarmafunnelError(ValueError):
@@ -21,6 +22,7 @@ class KarmafunnelError(ValueError):
         needs: what was needed.
         found: what was there instead.
         hint: what the user can do.
+        names: all that would do, too many for one line; the command prints them first.
     """
 
     def __init__(
@@ -31,7 +33,9 @@ class KarmafunnelError(ValueError):
         needs: object = "",
         found: object = "",
         hint: str = "",
+        names: Iterable[str] = (),
     ):
+        self.names = tuple(names)
         self.who, self.what, self.needs = str(who), str(what), str(needs)
         self.found, self.hint = str(found), hint
         line = self.who
@@ -50,19 +54,32 @@ class LostProcessError(KarmafunnelError):
     """Of several processes that train together, one has ended: whatever follows fails, too."""
 
 
-def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that is closest to one that is not there, in any case; "" for none."""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
+    """The known names that are closest to one that is not there, in any case, the closest first."""
     by_case: dict[str, list[str]] = {}
     for one in known:
         by_case.setdefault(one.lower(), []).append(one)
-    close = get_close_matches(name.lower(), by_case, n=1, cutoff=cutoff)
-    return get_close_matches(name, by_case[close[0]], n=1, cutoff=0.0)[0] if close else ""
+    close = get_close_matches(name.lower(), by_case, n=most, cutoff=cutoff)
+    return [get_close_matches(name, by_case[one], n=1, cutoff=0.0)[0] for one in close]
 
 
-def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that is closest to one that is not there, as a question; "" for none."""
-    close = closest(name, known, cutoff)
-    return f"did you mean {close}?" if close else ""
+def meant(name: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
+    """The known names that are closest to one that is not there, as a question; "" for none."""
+    close = closest(name, known, cutoff, most)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def no_such(who: str, name: str, known: Sequence[str], lists: str) -> KarmafunnelError:
+    """The error for a name that is not there: of many known ones it tells the closest alone.
+
+    Args:
+        lists: the command that lists them all.
+    """
+    if len(known) <= FEW:
+        needs, hint = f"one of {', '.join(known)}", meant(name, known)
+    else:
+        needs, hint = f"one of the {len(known)} that `{lists}` lists", meant(name, known, most=3)
+    return KarmafunnelError(who, needs=needs, found=repr(name), hint=hint)
 
 
 def place_in_recipe(error: BaseException) -> str:

@@ -728,8 +728,8 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
     path, held = home / f".karmafunnel-{_name_hash(at)}.lock", None
     try:
         for attempt in range(20):
-            with contextlib.suppress(FileNotFoundError):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+            with contextlib.suppress(FileNotFoundError):  # its writer has just removed it
                 if (held := hold(path)) is not None:
                     break
             if attempt > 4 and (says := path.read_bytes() if path.exists() else b""):

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, stages
-from ..errors import KarmafunnelError, meant
+from ..errors import KarmafunnelError, no_such
 from ..files import read_text
-from ..keys import file_of
+from ..keys import PACKAGE, file_of
 from ..models.embedders import Embedder
 from ..stages.rows import Feature
 from ..stages.stage import Stage
 from ..typed import Typed
 from . import datasets, recipes
 from .measure.measures.measure import Measure, kinds
+from .replay.recipe import STUDIES
 
 # base classes, which are not listed
 BASES = ("Learner", "Boosted", "Neural", "ActionLoss")
@@ -94,8 +95,9 @@ def of_files(folder: Path, module: str) -> list[Entry]:
     """
     found = []
     for path in sorted(folder.glob("[!_]*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        found.append(Entry(path.stem, path.stem, first_line(text), f"{module}.{path.stem}"))
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        line = first_line(text.partition("\n\n")[0]).rstrip(":")
+        found.append(Entry(path.stem, path.stem, line, f"{module}.{path.stem}"))
     return found
 
 
@@ -141,8 +143,10 @@ def listed(what: str) -> list[Entry]:
 
 def taken(what: str) -> list[Entry]:
     """What the entries of a list take as arguments: such as Sample, PositionBias, LCRON of stages;
-    Pairwise, Checkpoint of embedders.
+    Pairwise, Checkpoint of embedders. Of recipes, the tables that ship.
     """
+    if what == "recipes":
+        return of_files(STUDIES, f"{PACKAGE}.benchmarks.studies")
     package = {"stages": stages, "embedders": models}.get(what)
     return of_classes(Typed, package, (Stage, Feature, Embedder)) if package else []
 
@@ -151,13 +155,12 @@ def find(what: str, name: str) -> Entry:
     """One entry of a list, or a setting that a stage or an embedder takes; raises KarmafunnelError
     for a name that is not there.
     """
+    name = name.removesuffix(".py") if what == "recipes" else name
     entries = {entry.name: entry for entry in listed(what)}
     if name not in entries:
         entries |= {entry.name: entry for entry in taken(what)}
-    name = name.removesuffix(".py") if what == "recipes" else name
     if name not in entries:
-        needs, hint = f"one of {', '.join(entries)}", meant(name, entries)
-        raise KarmafunnelError(what, needs=needs, found=repr(name), hint=hint)
+        raise no_such(what, name, list(entries), f"karmafunnel {what}")
     return entries[name]
 
 

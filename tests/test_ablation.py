@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -334,7 +334,11 @@ def test_empty_rows_and_unknown_rows_are_refused(log, tmp_path):
     assert raised.value.found == "'other'"
     with pytest.raises(KarmafunnelError) as raised:
         ablation.ablate(recipe, log, tmp_path / "out", only=["other"])
-    assert raised.value.found == "['other']"
+    assert raised.value.found == "'other'"
+    many = replace(recipe, rows={f"row {i}": {} for i in range(49)})
+    with pytest.raises(KarmafunnelError, match=r"needs one of its 49 rows, .*mean row 4 or ") as raised:
+        cells(many, log, tmp_path, only=["rwo 4"])
+    assert raised.value.names == tuple(many.rows) and "row 30" not in str(raised.value)
     with pytest.raises(KarmafunnelError, match="needs to export `rows`"):
         ablation.ablate(made(log, tmp_path, RECIPE.split("rows = {")[0]), log, tmp_path / "out")
 
@@ -601,6 +605,33 @@ def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
         )
 
 
+def test_what_failed_is_tried_again_after_all_others(log, whole, tmp_path, monkeypatch):
+    recipe, _ = whole
+    rows = {"mine": {"interest": Breaks()}, "random": {}, "text": {"interest": TfidfSVD(dim=16)}}
+    console = Console(file=io.StringIO(), width=200)
+    options = RunOptions(cache=tmp_path / "cache", console=console)
+
+    def asked(rows, **more):
+        told = len(console.file.getvalue())
+        left = ablation.ablate(with_rows(recipe, rows), log, tmp_path / "out", options, **more)
+        said = console.file.getvalue()[told:]
+        return said, re.findall(r"\] (\w+), seed 0: fitting", said), [cell.row for cell in left]
+
+    monkeypatch.setattr(Breaks, "error", KarmafunnelError("needs the fetched model minilm"))
+    _, tried, left = asked({"mine": rows["mine"], "random": {}})
+    assert tried == ["mine", "random"] and left == []
+    said, tried, left = asked(rows, minutes=0)
+    assert tried == [] and left == ["text"]
+    assert "3 rows x 1 seed: 2 of 3 cells to make" in said
+    assert "1 of 3 cells failed; the same command tries them again" in said
+    assert asked(rows)[1:] == (["text", "mine"], [])
+    assert "fetched model minilm" in lines(tmp_path / "out")["mine"]["failed"]
+    monkeypatch.undo()
+    said, tried, left = asked(rows)
+    assert tried == ["mine"] and left == [] and "failed" not in said
+    assert all(line["values"] and "failed" not in line for line in lines(tmp_path / "out").values())
+
+
 @dataclass(frozen=True, repr=False)
 class Warned(RandomVectors):
     """Its fit warns of something."""
@@ -722,7 +753,11 @@ def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole,
         == []
     )
     assert not lines(tmp_path)["text"]["differences"] and lines(tmp_path)["text"]["values"]
-    assert "no differences: the baseline random failed" in (tmp_path / "table.md").read_text()
+    says = "no differences: the baseline random failed"
+    assert says in (tmp_path / "table.md").read_text()
+    console = Console(file=io.StringIO(), width=200)
+    assert print_tables(tmp_path, console, verbose=False)
+    assert console.file.getvalue().count(says) == 1
 
 
 FAMILY = """
@@ -1039,6 +1074,13 @@ def test_table_command_in_units(there, tmp_path):
     assert refused.exit_code == 1
     assert "nobody" in refused.stderr
     assert "Traceback" not in refused.output
+    rows = "rows |= {f'row {i}': {} for i in range(20)}\n"
+    (tmp_path / "many.py").write_text(RECIPE + rows)
+    refused = run(words[0], tmp_path / "many.py", *words[2:], "--only", "nonsense", "--force")
+    assert refused.exit_code == 1
+    *names, last = refused.stderr.splitlines()
+    assert names[-20:] == [f"row {i}" for i in range(20)]
+    assert last.startswith("error: ") and "one of its 23 rows, found 'nonsense'" in last
     refused = run(
         "table",
         there / "rows.py",
@@ -1050,6 +1092,34 @@ def test_table_command_in_units(there, tmp_path):
         "--no-cache",
     )
     assert refused.exit_code == 1 and "device" in refused.stderr
+
+
+BROKEN = """
+from karmafunnel.models.embedders import RandomVectors
+from karmafunnel.stages.recall import VectorRecall
+
+
+class Broken(RandomVectors):
+    def fit(self, *args, **more):
+        raise ValueError("a hole")
+
+
+funnel, embedders, label = VectorRecall("interest", k=50), {"interest": Broken()}, None
+rows, against, seeds = {"one": {}, "two": {"interest": Broken(dim=8)}}, "one", (0,)
+"""
+
+
+def test_a_table_without_a_result_is_an_error_and_no_table(there, tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    words = ("table", tmp_path / "mine.py", there / "log", "--no-cache", "--out", tmp_path / "out")
+    answer = run(*words)
+    assert answer.exit_code == 1 and answer.stderr.count("every row failed") == 1
+    assert answer.stdout.count("a hole") == 2 and "interval" not in answer.stdout
+    assert "interval" not in "".join(
+        (tmp_path / "out" / f"table.{kind}").read_text() for kind in ("md", "tex")
+    )
+    answer = run(*words[:-1], tmp_path / "other", "--minutes", 0)
+    assert answer.exit_code == 0 and answer.stdout == "" and "2 of 2 cells are left" in answer.stderr
 
 
 def test_the_same_cells_answer_another_question(there, tmp_path):

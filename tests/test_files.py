@@ -483,6 +483,20 @@ def test_every_command_that_writes_refuses_what_is_not_its_own(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EROFS])
+def test_a_lock_that_cannot_be_made_is_nobodys(number, tmp_path, monkeypatch):
+    def refuses(path, *more):
+        if str(path).endswith(".lock"):
+            raise OSError(number, os.strerror(number), str(path))
+        return opens(path, *more)
+
+    opens = os.open
+    monkeypatch.setattr(os, "open", refuses)
+    needs = f"needs a folder that can be written, found {os.strerror(number)}"
+    with pytest.raises(KarmafunnelError, match=needs), claim(tmp_path / "run", "replay", RUN):
+        pass
+
+
 def test_where_nothing_can_be_written_is_said_first(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root can write everywhere")

@@ -11,11 +11,14 @@ import karmafunnel
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator import listing
 from karmafunnel.simulator.commands.lists import WHAT
 from karmafunnel.simulator.datasets import SOURCES
 from karmafunnel.simulator.listing import first_line, listed
 from karmafunnel.simulator.measure.measures.measure import kinds
-from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay import recipe
+from karmafunnel.simulator.replay.recipe import STUDIES, load_recipe
 
 
 @pytest.mark.parametrize("what", WHAT)
@@ -72,7 +75,7 @@ def test_with_a_name_it_prints_all_about_one(what):
             )
     refused = CliRunner().invoke(main, [what, listed(what)[0].name + "x"])
     assert refused.exit_code == 1
-    assert f"did you mean {listed(what)[0].name}?" in " ".join(refused.stderr.split())
+    assert f"did you mean {listed(what)[0].name}" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,18 @@ def test_settings_are_told_by_name(what, names):
         asked_for_one(what, name)
         assert re.search(rf"\b{name}\b", whole.partition("What they take")[2])
     unknown = CliRunner().invoke(main, [what, "nosuch"])
-    assert unknown.exit_code == 1 and names.split()[0] in unknown.stderr
+    assert unknown.exit_code == 1 and f"that `karmafunnel {what}` lists" in unknown.stderr
+
+
+def test_tables_are_listed_below_the_recipes():
+    _, tables = CliRunner().invoke(main, ["recipes"]).stdout.split("karmafunnel table NAME")
+    assert {path.stem for path in STUDIES.glob("[!_]*.py")} <= set(tables.split())
+    text = CliRunner().invoke(main, ["recipes", "karma_atlas"]).stdout
+    assert text == (STUDIES / "karma_atlas.py").read_text("utf-8")
+    for find in (lambda name: listing.find("recipes", name), recipe.find):
+        with pytest.raises(KarmafunnelError, match=r"`karmafunnel recipes` lists, .*mean karma_atlas") as raised:
+            find("karma_atlsa")
+        assert "stage_models" not in str(raised.value)
 
 
 def asked_for_one(what, name):

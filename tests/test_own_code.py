@@ -329,7 +329,7 @@ def test_a_misspelt_recipe_is_answered_with_what_was_meant(shop):
 
 
 def test_closest_is_found_in_any_case_and_nothing_is_better_than_anything():
-    assert closest("itemKnn", ["ItemKNN", "Popular"]) == "ItemKNN"
+    assert closest("itemKnn", ["ItemKNN", "Popular"]) == ["ItemKNN"]
     assert meant("price", ["zebra"]) == ""
 
 

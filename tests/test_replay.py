@@ -304,7 +304,7 @@ MISTAKES = {
     "no Python": ("x = 1\nfunnel = (\n", 2, ""),
     "in a function": (
         "def f():\n    return nothing_of_this_kind_is_there\n\nfunnel = f()\n",
-        2,
+        "4 (through line 2)",
         "",
     ),
 }

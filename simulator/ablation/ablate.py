@@ -58,9 +58,8 @@ def ablate(
 ) -> list[Cell]:
     """Make the cells that are missing and write `table.*` into `out`.
 
-    A cell that failed is not tried again by the same code unless its `failed.json` is removed. One
-    that ran out of memory is left for another call. A full disk ends the table; the same command
-    goes on.
+    Cells that failed in an earlier call are tried again after all others. One that runs out of
+    memory is left for another call. A full disk ends the table; the same command goes on.
 
     Args:
         options: with `workers`, other processes replay; fitting stays in this one.
@@ -71,7 +70,7 @@ def ablate(
             recipe asks for.
 
     Returns:
-        The cells that are left for another call.
+        The cells that are left for another call, but for those that failed in an earlier one.
 
     Raises:
         KarmafunnelError: before anything is fitted, for a recipe without rows, an unknown row,
@@ -95,11 +94,22 @@ def ablate(
         console = options.console
         say: Progress = partial(console.print, soft_wrap=True) if console else silent
         end = None if minutes is None else time.perf_counter() + 60 * minutes
+        missing = [cell for cell in todo if not cell.done]
+        seeds = list(dict.fromkeys(cell.seed for cell in todo))
+        if missing:
+            sizes = f"{len(todo) // len(seeds)} rows x {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+            say(f"{sizes}: {len(missing)} of {len(todo)} cells to make")
+        old = [cell for cell in missing if cell.failed]
         left: list[Cell] = []
-        for seed in dict.fromkeys(cell.seed for cell in todo):
-            left += _make(recipe, log, replace(options, seed=seed), todo, end, say)
+        for group in ([cell for cell in missing if cell not in old], old):
+            for seed in seeds:
+                if of_seed := [cell for cell in group if cell.seed == seed]:
+                    left += _make(recipe, log, replace(options, seed=seed), of_seed, todo, end, say)
+        left = [cell for cell in left if not cell.failed]
         if left:
             say(f"{len(left)} of {len(todo)} cells are left; the same command goes on")
+        if failures := sum(cell.failed is not None for cell in missing):
+            say(f"{failures} of {len(todo)} cells failed; the same command tries them again, last")
         with console.status("comparing rows") if console else nullcontext():
             write_table(recipe, log, out, todo, options, diagnose)
         return left
@@ -109,14 +119,16 @@ def _make(
     recipe: Recipe,
     log: Log,
     options: RunOptions,
+    missing: Sequence[Cell],
     todo: Sequence[Cell],
     end: float | None,
     say: Progress,
 ) -> list[Cell]:
-    """Make the missing cells of the seed of `options`; returns those left for another call."""
+    """Make those cells of `todo` that are missing, all of the seed of `options`; returns those left
+    for another call.
+    """
     seed = options.seed
     left: list[Cell] = []
-    missing = [cell for cell in todo if cell.seed == seed and not (cell.done or cell.failed)]
     ready: dict[Cell, Variant] = {}
     kept = Kept(options.folder)  # what the rows have in common
     options = replace(options, cache=kept)
@@ -174,8 +186,7 @@ def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
     if isinstance(error, LostProcessError):  # not the row's fault, either
         raise error
     cell.fails(error)
-    again = cell.folder / "failed.json"
-    say(f"{who} failed: {line_of(error)}\nto try it again, remove {again}")
+    say(f"{who} failed: {line_of(error)}")
     return []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bounds import check_seed
-from ...errors import KarmafunnelError, line_of, meant
+from ...errors import KarmafunnelError, line_of
 from ...files import intact, read_json, write_json
 from ...keys import code_of, content_key
 from ...log import Log
@@ -49,7 +49,7 @@ class Cell:
         return self.read("replayed.json").get("key") == self.key and intact(self.folder / "run")
 
     def fails(self, error: Exception) -> None:
-        """Write the error to `failed.json`; the cell is not tried again until that is removed."""
+        """Write the error to `failed.json`."""
         trace = "".join(traceback.format_exception(error))
         found = {"key": self.key, "error": line_of(error), "trace": trace}
         write_json(self.folder / "failed.json", found)
@@ -85,10 +85,7 @@ def cells(
     if not recipe.rows:
         raise KarmafunnelError(who, needs="to export `rows` for a table", found="none")
     if unknown := [name for name in only if name not in recipe.rows]:
-        hint = meant(unknown[0], recipe.rows)
-        raise KarmafunnelError(
-            who, needs=f"rows among {sorted(recipe.rows)}", found=unknown, hint=hint
-        )
+        raise recipe.no_row(unknown[0])
     for seed in seeds:
         check_seed("table", seed)
     wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]

@@ -117,7 +117,7 @@ DEFINITIONS = {
 def tables_of(baseline: str | None, lines: Sequence[Line]) -> list[Table]:
     """The tables: values, differences to the row `baseline`, diagnostics, and what failed."""
     columns = list(dict.fromkeys(column for line in lines for column in line["values"]))
-    tables = [_values(columns, lines)]
+    tables = [_values(columns, lines)] if any(line["seeds"] for line in lines) else []
     if any(line["differences"] for line in lines):
         tables.append(_differences(baseline, columns, lines))
     found = _diagnostics_in(lines, DIAGNOSTICS)
@@ -138,8 +138,7 @@ def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
         if line["seeds"]:
             cells = [valued(line["values"].get(column)) for column in columns]
             rows.append([line["row"], str(len(line["seeds"])), *cells, _cost(line["cost"])])
-    if rows:
-        rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
+    rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
     title = "values, 95% intervals over users and seeds"
     heads, last = ["row", "seeds", *columns, MS], {len(rows) - 1}
     return Table(heads, rows, title=title, quiet=last, look="measures")
@@ -203,12 +202,9 @@ def _diagnostics_in(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
 
 
 def record(
-    recipe: Recipe, log: Log, lines: Sequence[Line], parts: Sequence[Line], options: RunOptions
+    recipe: Recipe, log: Log, lines: Sequence[Line], lacks: Sequence[str], options: RunOptions
 ) -> list[str]:
-    """The notes below a table: its origin, and notes of its rows.
-
-    `parts` is the attribution over the recipe's grid; where it is empty, a note gives the reason.
-    """
+    """The notes below a table: its origin, and notes of its rows."""
     command = f"`{options.command}`" if options.command else f"recipe {recipe.name}"
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
@@ -227,21 +223,22 @@ def record(
         for name, row in line["differences"].items():
             if "not compared" in row.get("note", ""):
                 notes.append(f"{line['row']}, {name}: {row['note'].removeprefix('n/a: ')}")
-    missing = _missing(recipe, lines, parts)
-    return [command, *missing, source, made, *_warnings(lines), *notes]
+    return [command, *lacks, source, made, *_warnings(lines), *notes]
 
 
 def _warnings(lines: Sequence[Line]) -> list[str]:
     """What the fits of the rows warned of; rows with the same warning share a note."""
     rows: dict[str, list[str]] = {}
     for line in lines:
-        for text in dict.fromkeys(line.get("warnings", ())):
+        for text in dict.fromkeys(line["warnings"]):
             rows.setdefault(text, []).append(line["row"])
     return [f"warning, {'; '.join(names)}: {text}" for text, names in rows.items()]
 
 
-def _missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
-    """Notes on what the table lacks because rows failed."""
+def missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
+    """Notes on what the table lacks because rows failed; `parts` is the attribution over the
+    recipe's grid.
+    """
     failed = {line["row"]: line for line in lines if "failed" in line}
     found = []
     if recipe.against in failed and not failed[recipe.against]["seeds"]:
@@ -287,7 +284,8 @@ def write_table(
     """
     lines = lines_of(recipe, todo, diagnose)
     parts = parts_of(recipe, todo)
-    tables, noted = tables_of(recipe.against, lines), record(recipe, log, lines, parts, options)
+    lacks = missing(recipe, lines, parts)
+    tables, noted = tables_of(recipe.against, lines), record(recipe, log, lines, lacks, options)
     defined = definitions(lines)
     below = [*noted, *defined]
     title = f"{recipe.name} on {log.name}"
@@ -299,6 +297,7 @@ def write_table(
         "limit": options.limit,
         "lines": lines,
         "parts": parts,
+        "lacks": lacks,
         "record": below,
     }
     differences = {line["row"]: line["differences"] for line in lines}
@@ -366,7 +365,8 @@ def markdown(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
 def latex(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
     """One LaTeX `table` environment per table; the last one also holds the notes `below`."""
     titled = [replace(table, title=f"{title}: {table.title}") for table in tables]
-    titled[-1] = replace(titled[-1], below=below)
+    if titled:
+        titled[-1] = replace(titled[-1], below=below)
     return "\n".join(map(to_latex, titled))
 
 
@@ -470,11 +470,14 @@ def page(
     return Page(title, "karmafunnel table", [Cards(cards)] if cards else [], sections)
 
 
-def print_tables(out: Path, console: Console, verbose: bool = True) -> None:
+def print_tables(out: Path, console: Console, verbose: bool = True) -> bool:
     """Print the tables of a folder, read from its `table.json`.
 
     Args:
         verbose: whether to print the definitions and where the table comes from, too.
+
+    Returns:
+        Whether a row has a result.
     """
     kept = read_json(out / "table.json")
     for i, table in enumerate(tables_of(kept["against"], kept["lines"])):
@@ -484,7 +487,11 @@ def print_tables(out: Path, console: Console, verbose: bool = True) -> None:
     if kept["parts"]:
         console.print()
         print_table(attribution_table(kept["parts"]), console)
-    for line in kept["record"] if verbose else _warnings(kept["lines"]):
+    if not any(line["seeds"] for line in kept["lines"]):
+        return False
+    short = [*kept["lacks"], *_warnings(kept["lines"])]
+    for line in kept["record"] if verbose else short:
         console.print(line, style="dim")
     if not verbose:
         console.print("More in table.html; definitions: -v.", style="dim")
+    return True

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from .parameters import err, json_flag, out
 
+if TYPE_CHECKING:
+    from ..listing import Entry
+
 WHAT = {
-    "recipes": "Built-in recipes, to replay by name; with NAME, the text of one, to copy:"
-    " `karmafunnel recipes baseline > mine.py`.",
+    "recipes": "Built-in recipes, to replay by name, and tables; with NAME, the text of one, to"
+    " copy: `karmafunnel recipes baseline > mine.py`.",
     "stages": "Stages of a funnel with their arguments; with NAME, all about one, or about what"
     " stages take, such as Sample.",
     "features": "Features of learned stages with their arguments; with NAME, all about one.",
@@ -34,6 +39,13 @@ def hanging(text: str, width: int, indent: int) -> str:
     )
 
 
+def show(entries: Sequence[Entry]) -> None:
+    """Print each entry as it is written, and its line."""
+    for entry in entries:
+        out.print(hanging(entry.typed, out.width, 0), style="bold")
+        out.print(hanging(entry.line, out.width, 4))
+
+
 def list_command(what: str) -> click.Command:
     """The command that prints one list, or all about one of its entries."""
 
@@ -52,10 +64,11 @@ def list_command(what: str) -> click.Command:
             err.print(where, soft_wrap=True)
             print(text)
             return
-        for entry in entries:
-            out.print(hanging(entry.typed, out.width, 0), style="bold")
-            out.print(hanging(entry.line, out.width, 4))
-        if names := ", ".join(entry.name for entry in taken(what)):
+        show(entries)
+        if what == "recipes":
+            out.print("\nTables: karmafunnel table NAME LOG --out DIR\n")
+            show(taken(what))
+        elif names := ", ".join(entry.name for entry in taken(what)):
             more = (
                 f"What they take, each with a text of its own (karmafunnel {what} NAME): {names}."
             )

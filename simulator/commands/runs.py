@@ -264,7 +264,8 @@ def table_command(
     paired intervals.
 
     Resumable: what is done is not made again, nor is it to ask the same cells another question
-    (--only, --against). A row that fails is a line of the table.
+    (--only, --against). A row that fails is a line of the table, and is tried again by the next
+    call, after all others.
     """
     from ..ablation.ablate import ablate
     from ..ablation.formats import print_tables
@@ -275,7 +276,7 @@ def table_command(
     loaded = load_recipe(recipe, opened)
     if against is not None:
         loaded = loaded.with_baseline(against)
-    ablate(
+    left = ablate(
         loaded,
         opened,
         folder_out,
@@ -285,7 +286,8 @@ def table_command(
         minutes=minutes,
         diagnose=diagnose,
     )
-    print_tables(folder_out, out, verbose)
+    if not print_tables(folder_out, out, verbose) and not left:
+        raise KarmafunnelError("table: every row failed")
 
 
 @click.command(name="fit-embedder")

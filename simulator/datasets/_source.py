@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import KarmafunnelError, meant
+from ...errors import KarmafunnelError, no_such
 from ...files import read_text
 from ...layout import CAPABILITIES
 
@@ -122,8 +122,7 @@ def describe(name: str) -> Source:
         KarmafunnelError: for an unknown source, and for a description with an invalid key.
     """
     if name not in SOURCES:
-        needs, hint = f"one of {', '.join(SOURCES)}", meant(name, SOURCES)
-        raise KarmafunnelError("source", needs=needs, found=repr(name), hint=hint)
+        raise no_such("source", name, SOURCES, "karmafunnel sources")
     path = HERE / f"{name}.toml"
     found = tomllib.loads(read_text(path))
     files = tuple(made(File, file, path) for file in found.pop("files"))

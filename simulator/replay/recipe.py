@@ -25,7 +25,16 @@ from types import ModuleType
 from typing import Any
 
 from ...bounds import SEED, check_name, check_title
-from ...errors import RECIPE_MODULE, KarmafunnelError, closest, line_of, meant, quoted, words_of
+from ...errors import (
+    FEW,
+    RECIPE_MODULE,
+    KarmafunnelError,
+    closest,
+    line_of,
+    meant,
+    quoted,
+    words_of,
+)
 from ...files import read_text
 from ...keys import PACKAGE
 from ...log import Log
@@ -120,11 +129,7 @@ class Recipe:
             KarmafunnelError: for a row that the recipe lacks, and for one of its `errors`.
         """
         if name not in self.rows:
-            who, rows = f"recipe {self.name}", list(self.rows)
-            if not rows:
-                raise KarmafunnelError(who, needs="no row: it exports no `rows`", found=repr(name))
-            hint = meant(name, rows)
-            raise KarmafunnelError(who, needs=f"a row of {rows}", found=repr(name), hint=hint)
+            raise self.no_row(name)
         if name in self.errors:
             raise KarmafunnelError(self.errors[name])
         row = as_row(self.rows[name])
@@ -133,6 +138,17 @@ class Recipe:
         return replace(
             self, funnel=funnel, embedders=embedders, rows={}, against=None, row_name=name
         )
+
+    def no_row(self, name: str) -> KarmafunnelError:
+        """The error for a row that the recipe lacks: of many rows it tells the closest alone."""
+        who, rows = f"recipe {self.name}", list(self.rows)
+        if not rows:
+            return KarmafunnelError(who, needs="no row: it exports no `rows`", found=repr(name))
+        if len(rows) <= FEW:
+            needs, hint, names = f"a row of {rows}", meant(name, rows), []
+        else:
+            needs, hint, names = f"one of its {len(rows)} rows", meant(name, rows, most=3), rows
+        return KarmafunnelError(who, needs=needs, found=repr(name), hint=hint, names=names)
 
     def chosen(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with the funnel of these values of the parameters in `choices`.
@@ -159,6 +175,7 @@ class Recipe:
 
 
 SHIPPED = Path(__file__).parents[2]  # the package's folder
+RECIPES, STUDIES = SHIPPED / "simulator" / "recipes", SHIPPED / "benchmarks" / "studies"
 
 
 def as_funnel(value: Any) -> Any:
@@ -175,18 +192,19 @@ def find(recipe: str) -> Path:
     """The file of a recipe: a path, or the name of a recipe or study that ships with the package.
 
     Raises:
-        KarmafunnelError: where there is no such file, with the names that ship.
+        KarmafunnelError: where there is no such file, with the closest names that ship.
     """
-    places = [SHIPPED / "simulator" / "recipes", SHIPPED / "benchmarks" / "studies"]
+    places = (RECIPES, STUDIES)
     for path in (Path(recipe), *(place / f"{recipe.removesuffix('.py')}.py" for place in places)):
         if path.is_file():
             return path
-    recipes, studies = (sorted(p.stem for p in place.glob("[!_]*.py")) for place in places)
     raise KarmafunnelError(
         "recipe",
-        needs=f"a file, or a shipped recipe: {recipes} and, for tables, {studies}",
+        needs="a file, or a shipped recipe or table that `karmafunnel recipes` lists",
         found=repr(recipe),
-        hint=meant(Path(recipe).stem, [*recipes, *studies]),
+        hint=meant(
+            Path(recipe).stem, [p.stem for place in places for p in place.glob("[!_]*.py")], most=3
+        ),
     )
 
 
@@ -323,11 +341,14 @@ def _can_be_chosen(value: Any) -> bool:
 
 
 def line_in(path: Path, error: BaseException) -> str:
-    """The line of the recipe file that raised an error, as ", line 7"; nothing where none did."""
+    """Where a recipe file raised an error, as ", line 7"; nothing where it did not. Where line 7
+    calls a function of the file, which fails in line 3, it is ", line 7 (through line 3)".
+    """
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f", line {error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    return f", line {lines[-1]}" if lines else ""
+    through = f" (through line {lines[-1]})" if lines[-1:] != lines[:1] else ""
+    return f", line {lines[0]}{through}" if lines else ""
 
 
 def meant_name(error: BaseException, module: ModuleType, rooms: Sequence[str] = ROOMS) -> str:
@@ -347,10 +368,9 @@ def meant_name(error: BaseException, module: ModuleType, rooms: Sequence[str] = 
         asked = re.search(r"cannot import name '(\w+)'", str(error))
         name = asked.group(1) if asked else name.rpartition(".")[2]
     known = offered(rooms)
-    close = closest(name, {*known, *vars(module)})
-    if not close:
+    if not (found := closest(name, {*known, *vars(module)})):
         return ""
-    where = known.get(close)
+    close, where = found[0], known.get(found[0])
     if close == name and where:
         return f"from {where} import {close}"
     return f"did you mean {close}?" + (f" from {where} import {close}" if where else "")
