@@ -943,7 +943,7 @@ class Trainer:
         """What is said of a fit whose user embeddings drew together."""
         known = f", {PERPLEXITY} {x:,.4g}" if (x := collapse.get(PERPLEXITY)) else ""
         end = f", {x:.1f} at the end" if (x := collapse.get("at the end")) else ""
-        alone = hasattr(self.config, "gen") and not self.config.gen + self.config.rec
+        alone = not any(getattr(self.config, name, 1.0) for name in ("gen", "rec"))
         return (
             f"user embeddings collapsed: effective rank {collapse[RANK]:.1f} of {collapse['dim']} "
             f"in step {collapse['step']}{known}{end}; try a lower rate than {self.rate:g}"
