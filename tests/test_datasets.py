@@ -339,7 +339,7 @@ def test_each_source_has_a_reader_and_a_description():
 
 
 def test_unknown_source_names_those_that_exist(tmp_path):
-    with pytest.raises(KarmafunnelError, match=r"trivago.*found 'trivagoo'"):
+    with pytest.raises(KarmafunnelError, match=r"found 'trivagoo'; did you mean trivago"):
         convert("trivagoo", tmp_path, tmp_path / "log")
 
 
