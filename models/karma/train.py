@@ -68,7 +68,6 @@ WHOLE = 100_000  # items that a softmax over the catalogue reads at most
 TEXTS = 8  # texts that are held in memory in place of a piece
 TOTAL, GRADIENT, ALONE = "total", "length, gradient", "pairs without negatives"  # of a step
 RANK, PERPLEXITY = "effective rank, interests", "perplexity given history"
-WARNINGS = ("steps", "collapse")
 UNREAD = 16  # steps of a GPU whose losses are read together: each reading waits for the GPU
 COUNTERS = (
     "step",
@@ -832,7 +831,7 @@ class Trainer:
             self.put(kept.tensors)
             if alone := kept.facts.get(ALONE):
                 self.progress(Lasting(self.without_negatives(alone, kept.facts["pairs"])))
-            return self.with_warnings(kept.facts, new=WARNINGS)
+            return self.with_warnings(kept.facts, told=())
         self.load()
         if here.count == 1:
             self.all_epochs()
@@ -847,7 +846,7 @@ class Trainer:
                 send((self.trainee, self.seed, self.state()), self.trainee.device)
                 self.all_epochs()
         self.put(self.average)
-        return self.with_warnings(self.facts(), new=("steps",))
+        return self.with_warnings(self.facts(), told=("collapse",))
 
     def all_epochs(self) -> None:
         """Train to `config.epochs`, with the other processes where there are some."""
@@ -957,15 +956,15 @@ class Trainer:
             "take more epochs, or a smaller batch"
         )
 
-    def with_warnings(self, facts: Mapping[str, Any], new: Collection[str]) -> dict[str, Any]:
-        """The facts of a fit with what a user is warned of; those in `new` are also said now."""
+    def with_warnings(self, facts: Mapping[str, Any], told: Collection[str]) -> dict[str, Any]:
+        """The facts of a fit with what a user is warned of; what was not `told` yet is said now."""
         found = {}
         if facts["steps"] < 2 * WARM_UP:
             found["steps"] = self.of_steps(facts["steps"])
         if facts.get("collapse"):
             found["collapse"] = self.of_collapse(facts["collapse"])
         for name, text in found.items():
-            if name in new:
+            if name not in told:
                 self.warn(text)
         return dict(facts) | ({"warnings": list(found.values())} if found else {})
 
