@@ -38,6 +38,7 @@ from karmafunnel.models.karma import (
     Softmax,
 )
 from karmafunnel.models.karma.action import ActionLoss
+from karmafunnel.models.karma.train import PERPLEXITY, RANK
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.ablation.cells import Cell
@@ -63,13 +64,12 @@ LOSSES: dict[str, ActionLoss] = {
 }
 # of gen and rec, which share one weight
 OBJECTIVES = {"+gen": (1.0, 0.0), "+rec": (0.0, 1.0), "+gen+rec": (1.0, 1.0)}
-RANK = "effective rank, interests"
 WATCHED = (
     "act",
     "negatives masked",
     RANK,
     "sink rate, others",
-    "perplexity given history",
+    PERPLEXITY,
 )
 QUALITY = "HR@200"
 CONTROLS = "other embeddings"  # in the place of a loss
@@ -136,11 +136,6 @@ CHOSEN: dict[str, dict[str, dict[str, Setting]]] = {
 }
 HIGH = 1e-3  # a rate at which a pairwise loss alone loses much
 AT_HIGH = ", high rate"
-SHORT = (
-    "Batches are of histories of similar length, and one of short histories has a low effective "
-    "rank by itself:<br>of requests without history or query all user embeddings are the same, "
-    "rank 1, whatever the row."
-)
 
 
 def chosen_for(log: Log) -> dict[str, dict[str, Setting]]:
@@ -369,7 +364,12 @@ def step_figure(loss: str, cells: list[Cell]) -> Plot | None:
     if RANK in found:
         place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "yshift": -55}
         look = {"showarrow": False, "align": "left", "xanchor": "left", "yanchor": "top"}
-        layout["annotations"].append({"text": rich(SHORT), "font": {"size": 12}, **place, **look})
+        text = rich(
+            "Batches are of histories of similar length, and one of short histories has a low "
+            "effective rank by itself:<br>of requests without history or query all user embeddings "
+            "are the same, rank 1, whatever the row."
+        )
+        layout["annotations"].append({"text": text, "font": {"size": 12}, **place, **look})
     return {"data": data, "layout": layout}
 
 

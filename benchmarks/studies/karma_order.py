@@ -3,7 +3,7 @@ training and the data is passed over once:
 
     karmafunnel table karma_order LOG --out out/order
 
-Each action loss has its own control. Rates are the better of two for each row, on W2b
+Each action loss has its own control. Rates are the best of three for each row, on W2b
 (karma_order_trials.py). `gen` and `rec` weigh .1 and .3, and both are told by the language model
 itself. The language training reads 200,000 tokens of histories, which takes as long as two passes
 over the actions of Amazon Office, so "equal compute" is three passes.
@@ -47,7 +47,7 @@ LOW_RANK: dict[str, dict[str, Any]] = {
     "action-only, LoRA": {"backbone": LORA},
     "language first, then action, LoRA": {"backbone": LORA_READ},
 }
-# the better of two on W2b by the mean of HR@10, HR@50 and HR@200; a row that is not named: RATE
+# the best of three on W2b by the mean of HR@10, HR@50 and HR@200; a row that is not named: RATE
 RATE = 2e-4
 CHOSEN: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""Rates of the rows of karma_order.py, two for each, to be asked on W2b:
+"""Rates of the rows of karma_order.py, three for each, to be asked on W2b:
 
     karmafunnel table karma_order_trials LOG --window W2b --seed 0 --out out/order-trials
 
@@ -16,7 +16,7 @@ funnel = VectorRecall("interest", k=200)
 against = "in-batch: action-only, rate 0.0002"
 measures = ("HR@10", "HR@50", "HR@200")
 seeds = (0,)
-RATES = (2e-4, 6e-4)
+RATES = (1e-4, 2e-4, 6e-4)
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
