@@ -326,12 +326,15 @@ def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     end. `durable`: flush it to the disk first.
 
     Raises:
-        KarmafunnelError: naming the file, if the disk is full.
+        KarmafunnelError: naming the file, if the disk is full or a device, a pipe or a folder is
+            in its place.
     """
     path = Path(os.path.realpath(path))
     if in_temporary(path):  # the folder around it is written atomically
         yield path
         return
+    if os.path.exists(path) and not os.path.isfile(path):  # a move would replace a device
+        raise NotWrittenError(path, needs="the name of a file", found="a device, pipe or folder")
     temporary, held = _begun(path, Path.touch, durable)
     try:
         with _told(path):

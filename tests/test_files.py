@@ -497,6 +497,26 @@ def test_a_lock_that_cannot_be_made_is_nobodys(number, tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "a"),
+        lambda path: write_json(path, {"a": 1}),
+        lambda path: write_parquet(path, pl.DataFrame({"a": [1]})),
+    ],
+    ids=["text", "json", "parquet"],
+)
+def test_a_device_a_pipe_or_a_folder_in_the_place_of_a_file_stays(write, make, tmp_path):
+    place = tmp_path / "place"
+    make(place)
+    before = place.stat()
+    with pytest.raises(NotWrittenError, match="a device, pipe or folder"):
+        write(place)
+    assert (place.stat().st_mode, place.stat().st_ino) == (before.st_mode, before.st_ino)
+    assert os.listdir(tmp_path) == ["place"]
+
+
 def test_where_nothing_can_be_written_is_said_first(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root can write everywhere")

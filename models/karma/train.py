@@ -829,8 +829,6 @@ class Trainer:
         """
         if (kept := Snapshot.resume(self.epoch_file(self.config.epochs))) is not None:
             self.put(kept.tensors)
-            if alone := kept.facts.get(ALONE):
-                self.progress(Lasting(self.without_negatives(alone, kept.facts["pairs"])))
             return self.with_warnings(kept.facts, told=())
         self.load()
         if here.count == 1:
@@ -908,11 +906,8 @@ class Trainer:
         self.epoch, self.place, self.running = self.epoch + 1, 0, {}
         means = told(self.curve[-1])
         self.progress(f"{self.name}: epoch {self.epoch} of {self.config.epochs}, {means}")
-        if self.alone:
-            told_pairs = self.without_negatives(self.alone, self.pairs)
-            # the last one stays
-            last = self.epoch == self.config.epochs
-            self.progress(Lasting(told_pairs) if last else told_pairs)
+        if self.alone and self.epoch < self.config.epochs:
+            self.progress(f"{self.name}: {self.without_negatives(self.alone, self.pairs)}")
         if (file := self.epoch_file(self.epoch)) is not None:
             Snapshot(self.average, self.facts()).write(file)
         self.save()
@@ -963,6 +958,8 @@ class Trainer:
             found["steps"] = self.of_steps(facts["steps"])
         if facts.get("collapse"):
             found["collapse"] = self.of_collapse(facts["collapse"])
+        if facts.get(ALONE):
+            found["pairs"] = self.without_negatives(facts[ALONE], facts["pairs"])
         for name, text in found.items():
             if name not in told:
                 self.warn(text)
@@ -974,7 +971,7 @@ class Trainer:
     def without_negatives(self, alone: int, pairs: int) -> str:
         """What is said of so many of all pairs, which masks left without a negative."""
         return (
-            f"{self.name}: {alone:,} of {pairs:,} pairs had no negative left after masking: their "
+            f"{alone:,} of {pairs:,} pairs had no negative left after masking: their "
             "action loss is 0 and teaches nothing"
         )
 

@@ -31,7 +31,7 @@ from karmafunnel.stages.stage import Funnel, Stage
 def embedders(log: Log) -> dict[str, Embedder]:
     small = Qwen(dim=64, layers=2, heads=2, kv_heads=1, mlp=192, vocab=1024, tokens=400_000)
     return {
-        "karma": KARMA(backbone=small, dim=64, length=20, rec=1.0, rate=2e-3, epochs=4),
+        "karma": KARMA(backbone=small, dim=64, length=20, rec=1.0, rate=2e-3, epochs=8),
         "cooccurrence": Cooccurrence(),
     }
 
