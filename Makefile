@@ -13,11 +13,14 @@ venv: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# Each of two processes takes half of the tests in order, and helps the other at the end: what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 demo: venv
 	$(BIN)/karmafunnel demo --out out/demo
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 # The documentation site, out/site/index.html. A broken link fails.
 docs: venv out/sample/report.html
@@ -35,7 +38,7 @@ reference: venv
 	$(BIN)/python -m karmafunnel.benchmarks.site.reference
 
 quick: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(shell grep -L "pytest.mark.slow" tests/test_*.py)
+	$(PYTEST) $(shell grep -L "pytest.mark.slow" tests/test_*.py)
 
 # What needs a GPU: throughput, memory, tables with SmolLM2 on a World and on LOGS; figures in out/gpu/gpu.json.
 # Without a GPU the same code at a tiny size, in two processes.
