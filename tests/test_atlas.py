@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from karmafunnel.benchmarks.studies import karma_atlas as atlas
+from karmafunnel.benchmarks.studies import karma_atlas_gain as gain
 from karmafunnel.benchmarks.studies import karma_atlas_trials as trials
 from karmafunnel.benchmarks.studies import karma_pictures as pictures
 from karmafunnel.benchmarks.studies import karma_pictures_trials as pictures_trials
@@ -195,6 +196,18 @@ def test_steps_come_from_the_fit_of_each_cell(tmp_path: Path) -> None:
         {"row": "a", "step": 30, "value": 30},
     ]
     assert np.allclose([x["value"] for x in atlas.steps(cells, "act")], [1 / 10, 1 / 20, 1 / 30])
+
+
+def test_the_published_gains_are_those_of_the_tables() -> None:
+    points = {(x["log"], x["loss"], x["row"]): x for x in gain.published()}
+    for log in gain.PUBLISHED:
+        for row in atlas.TOLD:
+            assert {loss for name, loss, one in points if (name, one) == (log, row)} == set(atlas.LOSSES)
+    table = (gain.TABLES / "karma_atlas_office_pairwise_high_rate.md").read_text("utf-8")
+    high = points["amazon_office", "pairwise", "+gen+rec, high rate"]
+    paired = re.search(r"high rate \| 3 (?:\| [^|]+){2}\| \+([\d.]+) ", table.partition("**differences")[2])
+    assert paired and abs(high["gain"] - float(paired[1])) < 0.0015  # of rounded values
+    assert f"| {high['alone']:.3f} \\[" in table
 
 
 TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=48, tokens=4000)
