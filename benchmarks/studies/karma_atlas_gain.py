@@ -32,7 +32,7 @@ PUBLISHED = {
 def values(text: str) -> Iterator[Line]:
     """Rows of the tables of values in a Markdown text with their `QUALITY`."""
     for part in re.findall(r"^\*\*values.*?(?=^\*\*|\Z)", text, re.M | re.S):
-        rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line[:1] == "|"]
+        rows = [re.split(r" \| ", line[2:]) for line in part.splitlines() if line[:1] == "|"]
         place = rows[0].index(QUALITY)
         for row in rows[2:]:
             if found := re.match(r"[\d.]+", row[place]):
