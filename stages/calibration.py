@@ -129,7 +129,8 @@ def load_calibration(path: Path) -> Calibration:
     """
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
-        check_keys(str(path), kept, dict.fromkeys(("temperature", "shift"), NUMBER))
+        above = number(Bound(1e-300, 1e300))
+        check_keys(str(path), kept, {"temperature": above, "shift": NUMBER})
         return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
     if len(kept["x"]) != len(kept["y"]) or not kept["x"]:

@@ -660,7 +660,7 @@ def test_a_student_of_the_cut_finds_more_of_what_the_teacher_passes_on(student) 
 
 @pytest.mark.parametrize(
     "kept", [[], {"kind": "other"}, {"kind": "isotonic", "x": [[0]], "y": [0.1]}, {"kind": "isotonic", "x": [], "y": []},
-             {"kind": "isotonic", "x": [0, 1], "y": [0.1]}, {"kind": "temperature", "temperature": "1", "shift": 0}],
+             {"kind": "isotonic", "x": [0, 1], "y": [0.1]}, {"kind": "temperature", "temperature": "1", "shift": 0}, {"kind": "temperature", "temperature": 0, "shift": 0}],
     ids=repr,
 )  # fmt: skip
 def test_a_calibration_of_another_kind_is_refused_by_name(kept, tmp_path: Path) -> None:
