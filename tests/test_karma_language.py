@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from karmafunnel.benchmarks.studies import karma_order, karma_order_trials
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.models.embedders import w1_sequences
@@ -277,8 +278,10 @@ def test_each_order_is_tried_as_often(shop: Log) -> None:
     assert order.against in order.rows
     kinds = [name.rpartition(", rate ")[0] for name in load_recipe("karma_order_trials", shop).rows]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        name: 2 for name in order.rows if ":" in name
+        name: len(karma_order_trials.RATES) for name in order.rows if ":" in name
     }
+    assert set(karma_order.CHOSEN) <= set(order.rows)
+    assert set(karma_order.CHOSEN.values()) <= set(karma_order_trials.RATES)
 
 
 def test_values_of_language_that_are_refused(shop: Log) -> None:
