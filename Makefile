@@ -13,7 +13,7 @@ venv: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# Each of two processes takes half of the tests in order, and helps the other at the end: what a file's tests share is made once.
+# Each of two processes takes half of the tests in order, and helps the other at the end: what a file's tests share is nearly always made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: venv

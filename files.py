@@ -334,7 +334,8 @@ def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
         yield path
         return
     if os.path.exists(path) and not os.path.isfile(path):  # a move would replace a device
-        raise NotWrittenError(path, needs="the name of a file", found="a device, pipe or folder")
+        found = "a folder" if os.path.isdir(path) else "a device or pipe"
+        raise NotWrittenError(path, needs="the name of a file", found=found)
     temporary, held = _begun(path, Path.touch, durable)
     try:
         with _told(path):

@@ -129,7 +129,7 @@ def load_calibration(path: Path) -> Calibration:
     """
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
-        above = number(Bound(1e-300, 1e300))
+        above = number(Bound(0.0, 1e300, above=True))
         check_keys(str(path), kept, {"temperature": above, "shift": NUMBER})
         return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))

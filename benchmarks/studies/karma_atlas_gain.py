@@ -35,7 +35,7 @@ def values(text: str) -> Iterator[Line]:
         rows = [re.split(r" \| ", line[2:]) for line in part.splitlines() if line[:1] == "|"]
         place = rows[0].index(QUALITY)
         for row in rows[2:]:
-            if found := re.match(r"[\d.]+", row[place]):
+            if found := re.match(r"\d\.\d+", row[place]):
                 yield {"row": row[0], "values": {QUALITY: {"value": float(found[0])}}}
 
 

@@ -4,10 +4,10 @@ training and the data is passed over once:
     karmafunnel table karma_order LOG --out out/order
 
 Each action loss has its own control. Rates of the orders under the softmax in the batch are the
-best of three on W2b (karma_order_trials.py); other rows have no trials, and 2e-4. `gen` and `rec`
-weigh .1 and .3, and the language model itself generates for both. The language training reads
-200,000 tokens of histories, which takes as long as one to two passes over the actions of Amazon
-Office, so "equal compute", three passes, is rather more.
+best of three on W2b (karma_order_trials.py; the highest was tried before pre-training changed);
+other rows have no trials, and 2e-4. `gen` and `rec` weigh .1 and .3, and the language model itself
+generates for both. The language training reads 200,000 tokens of histories. On Amazon Office that
+took .5 to .9 of a pass over the actions: "equal compute", three passes, is more than its cost.
 """
 
 from dataclasses import replace
