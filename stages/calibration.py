@@ -92,6 +92,7 @@ CALIBRATIONS: dict[str, type[Isotonic] | type[Temperature]] = {
     "temperature": Temperature,
 }
 NUMBER = number(Bound(-1e300, 1e300))
+POSITIVE = number(Bound(0.0, 1e300, above=True))
 Calibrated = Literal["isotonic", "temperature", ""]
 
 
@@ -129,8 +130,7 @@ def load_calibration(path: Path) -> Calibration:
     """
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
-        above = number(Bound(0.0, 1e300, above=True))
-        check_keys(str(path), kept, {"temperature": above, "shift": NUMBER})
+        check_keys(str(path), kept, {"temperature": POSITIVE, "shift": NUMBER})
         return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
     if len(kept["x"]) != len(kept["y"]) or not kept["x"]:

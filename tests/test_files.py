@@ -497,7 +497,11 @@ def test_a_lock_that_cannot_be_made_is_nobodys(number, tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(os.mkfifo, "a device or pipe"), (os.mkdir, "a folder")],
+    ids=["pipe", "folder"],
+)
 @pytest.mark.parametrize(
     "write",
     [
@@ -507,11 +511,11 @@ def test_a_lock_that_cannot_be_made_is_nobodys(number, tmp_path, monkeypatch):
     ],
     ids=["text", "json", "parquet"],
 )
-def test_a_device_a_pipe_or_a_folder_in_the_place_of_a_file_stays(write, make, tmp_path):
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_stays(write, make, found, tmp_path):
     place = tmp_path / "place"
     make(place)
     before = place.stat()
-    with pytest.raises(NotWrittenError, match=r"a folder|a device or pipe"):
+    with pytest.raises(NotWrittenError, match=f"the name of a file, found {found}$"):
         write(place)
     assert (place.stat().st_mode, place.stat().st_ino) == (before.st_mode, before.st_ino)
     assert os.listdir(tmp_path) == ["place"]

@@ -791,7 +791,8 @@ def test_what_a_fit_must_tell_stays_on_the_screen(shop: Log, tmp_path: Path) -> 
     fit_embedders({"interest": value}, context, None)
     assert len([line for line in lines if "perplexity" in line and "before training" in line]) == 1
     assert len([line for line in lines if "had no negative left" in line]) == 1
-    assert len([line for line in lines if "warning" in line]) == 2  # this one, and the rate's or the collapse's
+    assert len([line for line in lines if "warning: user embeddings collapsed" in line]) == 1
+    assert len([line for line in lines if "warning" in line]) == 2
     assert not [line for line in lines if "epoch 1 of" in line]
 
 

@@ -1,6 +1,8 @@
 """The atlas's picture of gains from its published tables, which are of several calls:
 
-python -m karmafunnel.benchmarks.studies.karma_atlas_gain docs/pictures/atlas_gain.png
+    python -m karmafunnel.benchmarks.studies.karma_atlas_gain docs/pictures/atlas_gain.png
+
+It needs the extra `images` and a Chromium.
 """
 
 import re

@@ -7,7 +7,7 @@ Each action loss has its own control. Rates of the orders under the softmax in t
 best of three on W2b (karma_order_trials.py; the highest was tried before pre-training changed);
 other rows have no trials, and 2e-4. `gen` and `rec` weigh .1 and .3, and the language model itself
 generates for both. The language training reads 200,000 tokens of histories. On Amazon Office that
-took .5 to .9 of a pass over the actions: "equal compute", three passes, is more than its cost.
+took .5 to .9 of a pass over the actions, so "equal compute", three passes, costs more than it.
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ LOW_RANK: dict[str, dict[str, Any]] = {
     "action-only, LoRA": {"backbone": LORA},
     "language first, then action, LoRA": {"backbone": LORA_READ},
 }
-# the best of three on W2b by the mean of HR@10, HR@50 and HR@200; a row that is not named: RATE
+# the best on W2b by the mean of HR@10, HR@50 and HR@200; a row that is not named: RATE
 RATE = 2e-4
 CHOSEN: dict[str, float] = {"in-batch: action-only, equal compute": 1e-4}
 
